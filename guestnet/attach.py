@@ -1,0 +1,259 @@
+"""The verbs on a guest's NICs: attach, detach, set. Each observes, plans, applies and verifies, under the host's lock."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from guestnet import apply, lock, templates
+from guestnet.errors import GuestnetError, NotFoundError, NotPermittedError
+from guestnet.guest import xml
+from guestnet.guest.domain import Domain, Hypervisor
+from guestnet.kernel.link import Links, no_support
+from guestnet.model import Backend, Guest, Kind, Request
+from guestnet.plan import attach as attaching
+from guestnet.plan import change as changing
+from guestnet.plan import detach as detaching
+from guestnet.plan import steps as plan
+from guestnet.plan.host import Host, Situation, nics
+from guestnet.undo import Undo
+
+MACHINE_ID = Path("/etc/machine-id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """One NIC as it is after a verb: ``pci`` is its address in the running guest, empty where it is not live."""
+
+    mac: str
+    ifname: str
+    parent: str
+    mode: str
+    model: str
+    backend: str
+    live: bool
+    config: bool
+    pci: str
+    carrier: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a verb did: the NICs it was about, the steps it took (or would take, in a dry run), and the seconds."""
+
+    guest: str
+    nics: tuple[Nic, ...]
+    steps: tuple[plan.Step, ...]
+    notes: tuple[str, ...]
+    live: bool
+    config: bool
+    seconds: float
+    dry_run: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Options:
+    """How a verb goes about its work, the same for all of them."""
+
+    uri: str
+    live: bool = False
+    config: bool = False
+    dry_run: bool = False
+    timeout: float = apply.UNPLUG_TIMEOUT
+    watch: apply.Watch | None = None
+    waiting: Callable[[float], None] | None = None
+    doors: Callable[[apply.Doors], apply.Doors] = field(default=lambda doors: doors)
+
+
+def attach(
+    guest: str, requests: tuple[Request, ...], options: Options, *, own_templates: dict[Backend, bytes] | None = None
+) -> Outcome:
+    """Give the guest these NICs: macvtaps made, plugged in, remembered, and read back.
+
+    The same call again takes no steps. On any failure links, device nodes and both XMLs are as they were.
+    """
+    begun = time.monotonic()
+    with _at_work(guest, options) as (doors, domain, now):
+        names = frozenset(request.parent for request in requests)
+        wireless = frozenset(
+            link.name for link in now.host.links if link.name in names and doors.links.wireless(link.name)
+        )
+        now = replace(now, host=replace(now.host, wireless=wireless))
+        made = attaching.attach(
+            requests, now, live=options.live, config=options.config, templates=_templates(own_templates or {})
+        )
+        _check_support(made.steps, doors.links)
+        if not options.dry_run:
+            with Undo() as undo:
+                apply.run(made.steps, doors, undo, options.watch)
+                macs = [nic.mac for nic in made.nics]
+                shown = _verify(macs, doors, domain, live=made.live, config=made.config) if made.steps else None
+        if options.dry_run or shown is None:
+            shown = _nics([nic.mac for nic in made.nics], doors.links, now.guest)
+        return Outcome(
+            guest=guest, nics=shown, steps=made.steps, notes=made.notes, live=made.live, config=made.config,
+            seconds=time.monotonic() - begun, dry_run=options.dry_run,
+        )  # fmt: skip
+
+
+def detach(guest: str, names: tuple[str, ...], options: Options, *, everything: bool = False) -> Outcome:
+    """Take NICs from the guest, named by MAC or interface name; then their links, and VLANs of ours left unused.
+
+    Raises TimedOutError when the running guest does not let go; nothing was taken from it then. A guest that is
+    gone while links of its stand can be named too: they are deleted.
+    """
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        try:
+            doors, domain, now = stack.enter_context(_at_work(guest, options, events=True))
+        except NotFoundError:
+            return _detach_orphans(guest, names, options, everything=everything)
+        made = detaching.detach(names, now, everything=everything, live=options.live, config=options.config)
+        shown = _nics([nic.mac for nic in made.nics], doors.links, now.guest)
+        if not options.dry_run:
+            with Undo() as undo:
+                apply.run(made.steps, doors, undo, options.watch)
+                after = {nic.mac: nic for nic in nics(domain.snapshot())}
+                for nic in made.nics:
+                    left = after.get(nic.mac)
+                    if left and ((made.live and left.live) or (made.config and left.config)):
+                        raise GuestnetError(f"the NIC {nic.mac} of {guest} is still there after the detach")
+        return Outcome(
+            guest=guest, nics=shown, steps=made.steps, notes=(), live=made.live, config=made.config,
+            seconds=time.monotonic() - begun, dry_run=options.dry_run,
+        )  # fmt: skip
+
+
+def change(guest: str, name: str, wanted: changing.Change, options: Options) -> Outcome:
+    """Change a NIC where kernel and libvirt can: mode, link state, MTU downwards, bandwidth."""
+    begun = time.monotonic()
+    with _at_work(guest, options) as (doors, domain, now):
+        made = changing.change(name, wanted, now, live=options.live, config=options.config)
+        shown = _nics([made.nic.mac], doors.links, now.guest)
+        if not options.dry_run:
+            with Undo() as undo:
+                apply.run(made.steps, doors, undo, options.watch)
+                if made.steps:
+                    shown = _verify([made.nic.mac], doors, domain, live=made.live, config=made.config)
+        return Outcome(
+            guest=guest, nics=shown, steps=made.steps, notes=made.notes, live=made.live, config=made.config,
+            seconds=time.monotonic() - begun, dry_run=options.dry_run,
+        )  # fmt: skip
+
+
+@contextmanager
+def _at_work(guest: str, options: Options, *, events: bool = False) -> Iterator[tuple[apply.Doors, Domain, Situation]]:
+    if os.geteuid() != 0 and not options.dry_run:
+        raise NotPermittedError("making links and plugging NICs in needs root", hint="run this with sudo")
+    with ExitStack() as stack:
+        if not options.dry_run:
+            stack.enter_context(lock.held())
+        links = stack.enter_context(Links())
+        hypervisor = stack.enter_context(Hypervisor(options.uri, events=events))
+        domain = hypervisor.domain(guest)
+        doors = options.doors(
+            apply.Doors(links=links, target=links, domain=domain, timeout=options.timeout, waiting=options.waiting)
+        )
+        now = Situation(
+            host=Host(links=links.all()),
+            guest=domain.snapshot(),
+            machine_id=machine_id(),
+            other_macs=_other_macs(hypervisor, guest),
+        )
+        yield doors, domain, now
+
+
+def machine_id() -> str:
+    """What tells this machine from others, machine-id(5); empty where there is none."""
+    try:
+        return MACHINE_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _other_macs(hypervisor: Hypervisor, guest: str) -> dict[str, str]:
+    found = {}
+    for other in hypervisor.guests():
+        if other.name != guest:
+            for text in (other.live, other.config):
+                if text is not None:
+                    found.update({nic.mac: other.name for nic in xml.interfaces(text)})
+    return found
+
+
+def _templates(own: dict[Backend, bytes]) -> dict[Backend, bytes]:
+    shipped = {Backend.MACVTAP: "interface-ethernet.xml", Backend.DIRECT: "interface-direct.xml"}
+    return {backend: own.get(backend) or templates.read(name) for backend, name in shipped.items()}
+
+
+def _check_support(steps: tuple[plan.Step, ...], links: Links) -> None:
+    for kind in dict.fromkeys(step.new.kind for step in steps if isinstance(step, plan.AddLink)):
+        if kind is not Kind.MACVTAP and not links.supports(kind):
+            raise no_support(kind)
+
+
+def _nics(macs: list[str], links: Links, guest: Guest) -> tuple[Nic, ...]:
+    there = {nic.mac: nic for nic in nics(guest)}
+    shown = []
+    for mac in macs:
+        nic = there.get(mac)
+        if nic is None:
+            continue
+        ifname = nic.live.target if nic.live is not None else nic.record.ifname
+        link = links.find(ifname) if ifname else None
+        shown.append(
+            Nic(
+                mac=mac, ifname=ifname, parent=nic.record.parent, mode=nic.record.mode, model=nic.interface.model,
+                backend=nic.record.backend, live=nic.live is not None, config=nic.config is not None,
+                pci=nic.live.address if nic.live is not None else "", carrier=link.carrier if link else None,
+            )
+        )  # fmt: skip
+    return tuple(shown)
+
+
+def _verify(macs: list[str], doors: apply.Doors, domain: Domain, *, live: bool, config: bool) -> tuple[Nic, ...]:
+    """Read back what was made; a difference is an error, and undone."""
+    guest = domain.snapshot()
+    there = {nic.mac: nic for nic in nics(guest)}
+    for mac in macs:
+        nic = there.get(mac)
+        if nic is None or (live and nic.live is None) or (config and nic.config is None):
+            raise GuestnetError(f"the NIC {mac} of {domain.name} is not in its XML after the work was done")
+        if nic.record.backend is Backend.DIRECT:
+            continue
+        link = doors.links.find(nic.record.ifname)
+        wanted = (mac, nic.record.mode, True)
+        found = (link.mac, link.mode, link.up) if link is not None else None
+        if found != wanted:
+            raise GuestnetError(
+                f"the macvtap {nic.record.ifname} of {domain.name} is not as it was made: {found} instead of {wanted}",
+                hint="something else on this host changes it: look at udev rules and network managers",
+            )
+    return _nics(macs, doors.links, guest)
+
+
+def _detach_orphans(guest: str, names: tuple[str, ...], options: Options, *, everything: bool) -> Outcome:
+    """Delete the links of a guest that is gone: those whose alias says this name and a UUID no guest has."""
+    begun = time.monotonic()
+    with lock.held(), Links() as links, Hypervisor(options.uri) as hypervisor:
+        uuids = {other.uuid for other in hypervisor.guests()}
+        host = Host(links=links.all())
+        orphans = [
+            link
+            for link in host.links
+            if link.guest_name == guest
+            and link.guest_uuid not in uuids
+            and (everything or link.name in names or link.mac in {name.lower() for name in names})
+        ]
+        if not orphans:
+            hypervisor.domain(guest)  # says that there is no such guest, and the near names
+        steps = [plan.DeleteLink(name=link.name) for link in (*orphans, *detaching.unused_vlans(orphans, host))]
+        if not options.dry_run:
+            with Undo() as undo:
+                apply.run(steps, apply.Doors(links=links, target=links), undo, options.watch)
+        return Outcome(
+            guest=guest, nics=(), steps=tuple(steps), notes=(f"{guest} is gone, its links are deleted",), live=False,
+            config=False, seconds=time.monotonic() - begun, dry_run=options.dry_run,
+        )  # fmt: skip

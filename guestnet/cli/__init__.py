@@ -1,0 +1,106 @@
+"""The command line: words in, a report and an exit status out.
+
+Each group of commands is a module of its own, imported when one of its commands is called, so that `guestnet --help`
+and a mistyped word cost no more than they must.
+"""
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from guestnet import __version__, report
+from guestnet.errors import ExitCode, GuestnetError, UsageError
+
+_COMMANDS = {
+    "attach": ("guests", "Give a guest a NIC on a parent interface."),
+    "detach": ("guests", "Take a NIC from a guest."),
+    "set": ("guests", "Change a NIC of a guest: mode, link, MTU, bandwidth."),
+    "list": ("inventory", "Show the NICs of all guests, or of one."),
+    "show": ("inventory", "Show one guest's NICs with all there is to know."),
+    "xml": ("xml", "Print the libvirt XML of an interface, domain or network."),
+    "macvtap": ("links", "Make, change, list and delete macvtap links."),
+    "macvlan": ("links", "Make, change, list and delete macvlan links."),
+    "vlan": ("links", "Make, change, list and delete VLAN links."),
+    "lab": ("lab", "Hosts, switch and guests to try things on, all in namespaces."),
+}
+
+# what click calls its UsageError and ClickException, by the one way to them that Typer publishes
+_ClickUsageError: Any = typer.BadParameter.__bases__[0]
+_ClickException: Any = _ClickUsageError.__bases__[0]
+
+
+class _LazyGroup(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"guestnet.cli.{_COMMANDS[cmd_name][0]}")
+        command = typer.main.get_command(getattr(module, f"{cmd_name}_app"))
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], _COMMANDS, n=2)
+            raise UsageError(
+                f"there is no command {args[0]!r}",
+                hint=f"did you mean {' or '.join(near)}?" if near else "guestnet --help lists the commands",
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+app = typer.Typer(cls=_LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        report.line(f"guestnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Show the version.", callback=_version, is_eager=True),
+) -> None:
+    """Attach libvirt and QEMU guests directly to a real network, by macvtap."""
+
+
+def main() -> None:
+    """Run the command that the process was called with, and exit with its status (guestnet.errors.ExitCode)."""
+    signal.signal(signal.SIGTERM, _terminate)
+    json_wanted = "--json" in sys.argv
+    try:
+        status = app(standalone_mode=False)
+    except GuestnetError as error:
+        report.error(error, json_wanted=json_wanted)
+        sys.exit(error.code)
+    except _ClickException as error:
+        if isinstance(error, typer.Abort):
+            sys.exit(ExitCode.FAILED)
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "guestnet"
+        report.error(UsageError(error.format_message(), hint=f"{command} --help"), json_wanted=json_wanted)
+        sys.exit(ExitCode.USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        report.error(GuestnetError("interrupted; what was begun has been undone"), json_wanted=json_wanted)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitCode.FAILED)
+    sys.exit(status if isinstance(status, int) else ExitCode.DONE)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # unwinds through the undo stacks

@@ -1,0 +1,159 @@
+"""guestnet attach, detach, set."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guestnet import report
+from guestnet.cli import options
+from guestnet.errors import UsageError
+from guestnet.model import Backend, LinkName, Mac, Request
+
+attach_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+detach_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+set_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@attach_app.command()
+def attach(
+    guest: options.Guest,
+    parent: Annotated[
+        list[str],
+        typer.Option("--parent", metavar="IFACE[.VID]", help="The link it goes on; several give several NICs."),
+    ],
+    vlan: options.VlanOption = None,
+    mode: options.ModeOption = None,
+    mac: Annotated[
+        list[Mac] | None, typer.Option("--mac", metavar="MAC", parser=Mac, help="The address; one for each --parent.")
+    ] = None,
+    ifname: Annotated[
+        list[LinkName] | None,
+        typer.Option(
+            "--ifname", metavar="NAME", parser=LinkName, help="The macvtap's name; one for each.  [from the MAC]"
+        ),
+    ] = None,
+    model: options.ModelOption = None,
+    queues: options.QueuesOption = None,
+    mtu: options.MtuOption = None,
+    multicast: options.MulticastOption = None,
+    link: options.LinkOption = None,
+    boot_order: options.BootOrderOption = None,
+    inbound: options.InboundOption = None,
+    outbound: options.OutboundOption = None,
+    backend: options.BackendOption = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", metavar="FILE", help="An interface template of your own.")
+    ] = None,
+    live: options.Live = False,
+    config: options.Config = False,
+    timeout: options.Timeout = 30.0,
+    connect: options.Connect = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Give a guest a NIC on a parent interface.
+
+    A running guest gets it now and for good, a stopped one from its next start on. A missing VLAN of the parent
+    (NIC.VID) is made. The same call again changes nothing.
+    """
+    macs, names = _for_each(mac, parent, "--mac"), _for_each(ifname, parent, "--ifname")
+    if boot_order is not None and len(parent) > 1:
+        raise UsageError("one boot order cannot be for several NICs", hint="attach them one by one")
+    requests = tuple(
+        Request(
+            parent=name, vlan=vlan, mac=macs[number], mode=mode, ifname=names[number], backend=backend, model=model,
+            queues=queues, mtu=mtu, multicast=multicast, link=link, boot_order=boot_order,
+            inbound=inbound[0] if inbound else None, outbound=outbound[0] if outbound else None,
+        )
+        for number, name in enumerate(parent)
+    )  # fmt: skip
+    own: dict[Backend, bytes] = {}
+    if template is not None:
+        from guestnet import templates
+
+        own[backend or Backend.MACVTAP] = templates.read_own(template)
+
+    from guestnet import attach as verb
+
+    with report.progress(json_wanted=json) as waiting:
+        outcome = verb.attach(
+            guest, requests, _verb_options(verb, connect, live, config, dry_run, timeout, waiting), own_templates=own
+        )
+    report.outcome(outcome, "attached", json_wanted=json)
+
+
+@detach_app.command()
+def detach(
+    guest: options.Guest,
+    nic: Annotated[
+        list[str] | None, typer.Argument(metavar="NIC", help="Its MAC or interface name.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All NICs that guestnet gave it.")] = False,
+    timeout: options.Timeout = 30.0,
+    live: options.Live = False,
+    config: options.Config = False,
+    connect: options.Connect = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Take a NIC from a guest.
+
+    Waits until the running guest has let go, then deletes the macvtap, and a VLAN that guestnet made and nobody uses.
+    """
+    names = tuple(nic or ())
+    if bool(names) == everything:
+        raise UsageError("say which NIC, or --all", hint=f"guestnet list {guest} shows its NICs")
+
+    from guestnet import attach as verb
+
+    with report.progress(json_wanted=json) as waiting:
+        outcome = verb.detach(
+            guest, names, _verb_options(verb, connect, live, config, dry_run, timeout, waiting), everything=everything
+        )
+    report.outcome(outcome, "detached", json_wanted=json)
+
+
+@set_app.command()
+def change(
+    guest: options.Guest,
+    nic: Annotated[str, typer.Argument(metavar="NIC", help="Its MAC or interface name.", show_default=False)],
+    mode: options.ModeOption = None,
+    link: options.LinkOption = None,
+    mtu: options.MtuOption = None,
+    inbound: options.InboundOption = None,
+    outbound: options.OutboundOption = None,
+    live: options.Live = False,
+    config: options.Config = False,
+    connect: options.Connect = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Change a NIC of a guest: mode, link, MTU, bandwidth.
+
+    The mode changes between bridge, vepa and private while the guest runs; the MTU goes only down.
+    """
+    from guestnet import attach as verb
+    from guestnet.plan.change import Change
+
+    wanted = Change(mode=mode, link=link, mtu=mtu, inbound=inbound, outbound=outbound)
+    outcome = verb.change(guest, nic, wanted, _verb_options(verb, connect, live, config, dry_run, 30.0, None))
+    report.outcome(outcome, "changed", json_wanted=json)
+
+
+def _verb_options(
+    verb: Any, connect: str | None, live: bool, config: bool, dry_run: bool, timeout: float, waiting: Any
+) -> Any:
+    return verb.Options(
+        uri=options.uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, waiting=waiting
+    )
+
+
+def _for_each(values: list[Any] | None, parents: list[str], option: str) -> list[Any]:
+    if not values:
+        return [None] * len(parents)
+    if len(values) != len(parents):
+        raise UsageError(
+            f"{option} is given {len(values)} times for {len(parents)} parents", hint=f"one {option} for each --parent"
+        )
+    return list(values)

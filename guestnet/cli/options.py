@@ -1,0 +1,106 @@
+"""Options and arguments that mean the same in every command."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from guestnet.errors import UsageError
+from guestnet.model import Backend, Bandwidth, LinkName, LinkState, Mac, Mode, Multicast, vlan_id
+
+
+def words(kind: Any) -> Any:
+    """A parser for an enumeration whose error lists its words."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text.lower())
+        except ValueError:
+            raise UsageError(f"{text!r} is not one of {', '.join(kind)}") from None
+
+    parse.__name__ = "|".join(kind)
+    return parse
+
+
+def _number(name: str) -> Any:
+    def parse(text: str | int) -> int:
+        if not str(text).isascii() or not str(text).isdigit():
+            raise UsageError(f"{text!r} is not a {name}", hint="write a whole number")
+        return int(text)
+
+    parse.__name__ = "N"
+    return parse
+
+
+def rate(text: str) -> Any:
+    """A tuple of one rate, or of None for 0, so that "no limit" differs from an option that was not given."""
+    return (Bandwidth.parse(text),)
+
+
+def uri(connect: str | None) -> str:
+    """The libvirt URI: as given, else LIBVIRT_DEFAULT_URI, else the system's."""
+    return connect or os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"
+
+
+Guest = Annotated[str, typer.Argument(help="The libvirt domain.", metavar="GUEST", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the steps, change nothing.")]
+Connect = Annotated[
+    str | None,
+    typer.Option("--connect", "-c", metavar="URI", help="libvirt's URI; LIBVIRT_DEFAULT_URI, else qemu:///system."),
+]
+Live = Annotated[bool, typer.Option("--live", help="What runs now. Neither given: both, where it runs.")]
+Config = Annotated[bool, typer.Option("--config", help="The configuration, from the next start on.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds the guest gets to let go of a NIC.")
+]
+Netns = Annotated[str | None, typer.Option("--netns", metavar="NS", help="A network namespace of ip-netns(8).")]
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or passthru.  [bridge]"),
+]
+MacOption = Annotated[Mac | None, typer.Option("--mac", metavar="MAC", parser=Mac, help="The Ethernet address.")]
+MtuOption = Annotated[int | None, typer.Option("--mtu", metavar="N", parser=_number("MTU"), help="The MTU, in bytes.")]
+VlanOption = Annotated[
+    int | None, typer.Option("--vlan", metavar="VID", parser=vlan_id, help="The VLAN ID on that parent, 1 to 4094.")
+]
+MulticastOption = Annotated[
+    Multicast | None,
+    typer.Option(
+        "--multicast", metavar="all|filtered", parser=words(Multicast),
+        help="Which multicast reaches it: all, or what its own filter knows.  [all]",
+    ),
+]  # fmt: skip
+LinkOption = Annotated[
+    LinkState | None,
+    typer.Option("--link", metavar="up|down", parser=words(LinkState), help="The carrier the guest sees."),
+]
+InboundOption = Annotated[
+    Any | None,
+    typer.Option(
+        "--inbound", metavar="RATE", parser=rate, help="To the guest: average[,peak[,burst]] in KiB/s; 0: none."
+    ),
+]
+OutboundOption = Annotated[
+    Any | None,
+    typer.Option("--outbound", metavar="RATE", parser=rate, help="From the guest, in the same form."),
+]
+BackendOption = Annotated[
+    Backend | None,
+    typer.Option(
+        "--backend", metavar="macvtap|direct", parser=words(Backend),
+        help="Who makes the macvtap: guestnet, or libvirt (type='direct').  [macvtap]",
+    ),
+]  # fmt: skip
+IfnameOption = Annotated[
+    LinkName | None,
+    typer.Option("--ifname", metavar="NAME", parser=LinkName, help="The name of the macvtap.  [from the MAC]"),
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help="The NIC model.  [virtio]")]
+QueuesOption = Annotated[
+    int | None, typer.Option("--queues", metavar="N", parser=_number("count of queues"), help="Queues, 1 to 256.  [1]")
+]
+BootOrderOption = Annotated[
+    int | None,
+    typer.Option("--boot-order", metavar="N", parser=_number("boot order"), help="Its place in the boot order."),
+]

@@ -1,0 +1,371 @@
+"""Domain, interface and network XML: built and read with lxml, never from strings, never with entities or network.
+
+The elements are those of libvirt's formatdomain and formatnetwork pages. The element in <metadata> is ours:
+
+    <guestnet:attachments xmlns:guestnet="urn:guestnet:domain:1">
+      <guestnet:nic mac="…" parent="ens3.11" mode="bridge" ifname="gn…" backend="macvtap" multicast="all" mtu="1400"/>
+    </guestnet:attachments>
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lxml import etree
+
+from guestnet.errors import ConflictError, UsageError
+from guestnet.model import Attachment, Backend, Bandwidth, LinkName, LinkState, Mac, Mode, Multicast
+
+NAMESPACE = "urn:guestnet:domain:1"
+"""The namespace of our element in a domain's <metadata>."""
+
+PREFIX = "guestnet"
+
+_HOTPLUG_PORTS = ("pcie-root-port", "pcie-switch-downstream-port")
+_CONVENTIONAL_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
+_EXPRESS_MODELS = ("virtio", "e1000e", "igb", "vmxnet3")
+_NICS_LARGEST = 256
+
+
+def _parser() -> Any:
+    return etree.XMLParser(
+        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_blank_text=True
+    )
+
+
+def parse(text: str | bytes, what: str) -> Any:
+    """The root element of ``text``. Raises UsageError, naming ``what``, for no XML and for XML with a DTD."""
+    data = text.encode() if isinstance(text, str) else text
+    try:
+        root = etree.fromstring(data, _parser())
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise UsageError(f"{what} is not XML: {error}") from None
+    tree = root.getroottree()
+    if tree.docinfo.doctype or tree.docinfo.internalDTD is not None:
+        raise UsageError(f"{what} has a DTD", hint="take the <!DOCTYPE …> out; libvirt XML needs none")
+    return root
+
+
+def text_of(element: Any) -> str:
+    """The element as indented text with a closing newline."""
+    etree.indent(element, space="  ")
+    return etree.tostring(element, encoding="unicode").strip() + "\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """One <interface> of a domain, as libvirt wrote it; what is absent there is empty or None here."""
+
+    type: str
+    mac: str
+    target: str = ""
+    managed: bool = True
+    source: str = ""
+    source_mode: str = ""
+    model: str = ""
+    queues: int = 1
+    mtu: int | None = None
+    link: LinkState = LinkState.UP
+    boot_order: int | None = None
+    inbound: Bandwidth | None = None
+    outbound: Bandwidth | None = None
+    alias: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What our metadata element keeps of one NIC: what its <interface> has no place for."""
+
+    mac: Mac
+    parent: str
+    mode: Mode
+    ifname: str
+    backend: Backend
+    multicast: Multicast
+    mtu: int | None = None
+
+
+def record(wanted: Attachment) -> Record:
+    """The part of an attachment that goes into the metadata."""
+    return Record(
+        mac=wanted.mac, parent=wanted.parent, mode=wanted.mode, ifname=wanted.ifname, backend=wanted.backend,
+        multicast=wanted.multicast, mtu=wanted.mtu,
+    )  # fmt: skip
+
+
+def interfaces(domain: str) -> tuple[Interface, ...]:
+    """The NICs of a domain XML, in their order."""
+    root = parse(domain, "the domain XML")
+    return tuple(_interface(element) for element in root.findall("./devices/interface"))
+
+
+def _interface(element: Any) -> Interface:
+    def of(path: str, name: str) -> str:
+        found = element.find(path)
+        return "" if found is None else str(found.get(name) or "")
+
+    address = element.find("address[@type='pci']")
+    return Interface(
+        type=element.get("type", ""),
+        mac=of("mac", "address").lower(),
+        target=of("target", "dev"),
+        managed=of("target", "managed") != "no",
+        source=of("source", "dev"),
+        source_mode=of("source", "mode"),
+        model=of("model", "type"),
+        queues=int(of("driver", "queues") or 1),
+        mtu=int(of("mtu", "size")) if of("mtu", "size") else None,
+        link=LinkState.DOWN if of("link", "state") == "down" else LinkState.UP,
+        boot_order=int(of("boot", "order")) if of("boot", "order") else None,
+        inbound=_rate(element.find("bandwidth/inbound")),
+        outbound=_rate(element.find("bandwidth/outbound")),
+        alias=of("alias", "name"),
+        address="" if address is None else _pci(address),
+    )
+
+
+def _rate(element: Any) -> Bandwidth | None:
+    if element is None:
+        return None
+    peak, burst = element.get("peak"), element.get("burst")
+    return Bandwidth(
+        average=int(element.get("average", "0")), peak=int(peak) if peak else None, burst=int(burst) if burst else None
+    )
+
+
+def _pci(address: Any) -> str:
+    domain, bus, slot, function = (int(address.get(key, "0"), 16) for key in ("domain", "bus", "slot", "function"))
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
+
+
+def build_interface(wanted: Attachment, template: bytes) -> Any:
+    """The <interface> element of an attachment, from a template whose other elements are kept.
+
+    Raises UsageError for a template that is not XML, has a DTD, is no <interface> or is of another type than the
+    attachment's backend needs.
+    """
+    root = parse(template, "the interface template")
+    needed = "direct" if wanted.backend is Backend.DIRECT else "ethernet"
+    if root.tag != "interface" or root.get("type") != needed:
+        raise UsageError(
+            f"the interface template does not begin with <interface type='{needed}'>",
+            hint=f"copy interface-{needed}.xml and change that",
+        )
+    _child(root, "mac").set("address", wanted.mac)
+    if wanted.backend is Backend.DIRECT:
+        source = _child(root, "source")
+        source.set("dev", wanted.parent)
+        source.set("mode", wanted.mode.libvirt)
+    else:
+        target = _child(root, "target")
+        target.set("dev", wanted.ifname)
+        target.set("managed", "no")
+    _child(root, "model").set("type", wanted.model)
+    if wanted.queues > 1:
+        _child(root, "driver").set("queues", str(wanted.queues))
+    if wanted.mtu is not None and wanted.backend is Backend.MACVTAP:
+        set_mtu(root, wanted.mtu)
+    if wanted.link is LinkState.DOWN:
+        set_link(root, wanted.link)
+    if wanted.boot_order is not None:
+        _child(root, "boot").set("order", str(wanted.boot_order))
+    set_bandwidth(root, wanted.inbound, wanted.outbound)
+    return root
+
+
+def set_link(interface: Any, state: LinkState) -> None:
+    """Write the carrier the guest shall see."""
+    _child(interface, "link").set("state", state.value)
+
+
+def set_mtu(interface: Any, mtu: int) -> None:
+    """Write the MTU the guest is told (virtio's host_mtu)."""
+    _child(interface, "mtu").set("size", str(mtu))
+
+
+def set_source_mode(interface: Any, mode: Mode) -> None:
+    """Write the mode in which libvirt makes the macvtap of a type='direct' NIC."""
+    _child(interface, "source").set("mode", mode.libvirt)
+
+
+def set_bandwidth(interface: Any, inbound: Bandwidth | None, outbound: Bandwidth | None) -> None:
+    """Write the rate limits of an <interface>; None in both takes the element out."""
+    old = interface.find("bandwidth")
+    if old is not None:
+        interface.remove(old)
+    if inbound is None and outbound is None:
+        return
+    element = etree.SubElement(interface, "bandwidth")
+    for name, rate in (("inbound", inbound), ("outbound", outbound)):
+        if rate is not None:
+            values = {"average": rate.average, "peak": rate.peak, "burst": rate.burst}
+            etree.SubElement(element, name, {key: str(value) for key, value in values.items() if value is not None})
+
+
+def _child(parent: Any, name: str) -> Any:
+    found = parent.find(name)
+    return etree.SubElement(parent, name) if found is None else found
+
+
+def interface_element(domain: str, mac: str) -> Any:
+    """A copy of the <interface> with that MAC in a domain XML; None where there is none."""
+    root = parse(domain, "the domain XML")
+    for element in root.findall("./devices/interface"):
+        address = element.find("mac")
+        if address is not None and address.get("address", "").lower() == mac:
+            return element
+    return None
+
+
+def records(domain: str, guest: str) -> tuple[Record, ...]:
+    """The NICs our metadata element in a domain XML speaks of; none where there is no such element.
+
+    Raises ConflictError, naming the guest, when the element is not what we write.
+    """
+    root = parse(domain, f"the XML of {guest}")
+    element = root.find(f"./metadata/{{{NAMESPACE}}}attachments")
+    if element is None:
+        return ()
+    nics = element.findall(f"{{{NAMESPACE}}}nic")
+    try:
+        if len(nics) > _NICS_LARGEST:
+            raise UsageError(f"it names {len(nics)} NICs")
+        return tuple(_record(nic) for nic in nics)
+    except (UsageError, ValueError, KeyError) as error:
+        raise ConflictError(
+            f"the guestnet metadata of {guest} is damaged: {error}",
+            hint=f"virsh metadata {guest} {NAMESPACE} --remove takes it away",
+        ) from None
+
+
+def _record(nic: Any) -> Record:
+    mtu = nic.get("mtu")
+    ifname = nic.attrib.get("ifname", "")
+    return Record(
+        mac=Mac(nic.attrib["mac"]),
+        parent=str(LinkName(nic.attrib["parent"])),
+        mode=Mode.parse(nic.attrib["mode"]),
+        ifname=str(LinkName(ifname)) if ifname else "",
+        backend=Backend(nic.attrib["backend"]),
+        multicast=Multicast(nic.attrib["multicast"]),
+        mtu=int(mtu) if mtu is not None else None,
+    )
+
+
+def metadata(nics: Iterable[Record]) -> str | None:
+    """Our metadata element for these NICs as text, without prefixes as virDomainSetMetadata wants it; None for none."""
+    rows = list(nics)
+    if not rows:
+        return None
+    root = etree.Element("attachments")
+    for nic in rows:
+        element = etree.SubElement(root, "nic", mac=nic.mac, parent=nic.parent, mode=nic.mode.value)
+        if nic.ifname:
+            element.set("ifname", nic.ifname)
+        element.set("backend", nic.backend.value)
+        element.set("multicast", nic.multicast.value)
+        if nic.mtu is not None:
+            element.set("mtu", str(nic.mtu))
+    return etree.tostring(root, encoding="unicode")
+
+
+def free_slots(domain: str, model: str) -> int | None:
+    """How many more NICs of that model can be hot-plugged; None where the machine has no PCI to count.
+
+    On PCI Express (q35, virt) each device takes a root port of its own and a conventional device a slot behind a
+    bridge; on i440fx all share the 31 slots of the root bus (docs/pci-hotplug.rst of libvirt).
+    """
+    root = parse(domain, "the domain XML")
+    controllers = root.findall("./devices/controller[@type='pci']")
+    models = {element.get("index", ""): element.get("model", "") for element in controllers}
+    if not models:
+        return None
+    used: dict[int, set[int]] = {}
+    for address in root.iterfind("./devices//address[@type='pci']"):
+        used.setdefault(int(address.get("bus", "0"), 16), set()).add(int(address.get("slot", "0"), 16))
+    free = 0
+    express = "pcie-root" in models.values()
+    for index, kind in models.items():
+        taken = len(used.get(int(index), ()))
+        if express and model.startswith(_EXPRESS_MODELS):
+            free += kind in _HOTPLUG_PORTS and not taken
+        elif kind in _CONVENTIONAL_BRIDGES or (kind == "pci-root" and not express):
+            free += 31 - taken
+    return free
+
+
+def adds_only_controllers(before: str, after: str) -> bool:
+    """Whether ``after`` is ``before`` but for controllers that libvirt added."""
+    old, new = parse(before, "the domain XML"), parse(after, "the domain XML")
+    known = {etree.tostring(element) for element in old.findall("./devices/controller")}
+    devices = new.find("devices")
+    for element in new.findall("./devices/controller"):
+        if etree.tostring(element) not in known:
+            devices.remove(element)
+    return etree.tostring(old) == etree.tostring(new)
+
+
+def boots_by_list(domain: str) -> bool:
+    """Whether the domain has <os><boot dev=…>, which libvirt does not take together with a device's boot order."""
+    return parse(domain, "the domain XML").find("./os/boot") is not None
+
+
+def build_domain(
+    template: bytes, *, name: str, memory: int | None, vcpus: int | None, disk: str | None, virt_type: str | None,
+    interfaces: Iterable[Any], nics: Iterable[Record],
+) -> Any:  # fmt: skip
+    """A <domain> from a template: its name, memory in MiB, virtual CPUs, disk image and NICs set, the rest kept.
+
+    Raises UsageError for a template that is not XML, has a DTD, is no <domain> or has no <devices>.
+    """
+    root = parse(template, "the domain template")
+    if root.tag != "domain":
+        raise UsageError("the domain template does not begin with <domain>", hint="copy domain.xml and change that")
+    devices = root.find("devices")
+    if devices is None:
+        raise UsageError("the domain template has no <devices>", hint="copy domain.xml and change that")
+    _child(root, "name").text = name
+    if virt_type is not None:
+        root.set("type", virt_type)
+    if memory is not None:
+        element = _child(root, "memory")
+        element.set("unit", "MiB")
+        element.text = str(memory)
+        for stale in root.findall("currentMemory"):
+            root.remove(stale)
+    if vcpus is not None:
+        _child(root, "vcpu").text = str(vcpus)
+    if disk is not None:
+        element = etree.SubElement(devices, "disk", type="file", device="disk")
+        form = "qcow2" if disk.endswith(".qcow2") else "raw"
+        etree.SubElement(element, "driver", name="qemu", type=form)
+        etree.SubElement(element, "source", file=disk)
+        etree.SubElement(element, "target", dev="vda", bus="virtio")
+    for interface in interfaces:
+        devices.append(interface)
+    kept = metadata(nics)
+    if kept is not None:
+        element = parse(kept, "the metadata")
+        home = etree.SubElement(_child(root, "metadata"), f"{{{NAMESPACE}}}attachments", nsmap={PREFIX: NAMESPACE})
+        for nic in element:
+            etree.SubElement(home, f"{{{NAMESPACE}}}nic", dict(nic.attrib))
+    return root
+
+
+def build_network(template: bytes, *, name: str, parents: Iterable[str], mode: Mode) -> Any:
+    """A <network> whose <forward> pools the parents. Raises UsageError for a template that is no <network>, and for
+    the mode ``source``, which libvirt has not."""
+    root = parse(template, "the network template")
+    if root.tag != "network":
+        raise UsageError("the network template does not begin with <network>", hint="copy network.xml and change that")
+    if mode is Mode.SOURCE:
+        raise UsageError("libvirt has no networks of mode source", hint="one of bridge, vepa, private, passthru")
+    _child(root, "name").text = name
+    forward = _child(root, "forward")
+    forward.set("mode", mode.libvirt)
+    for old in forward.findall("interface"):
+        forward.remove(old)
+    for parent in parents:
+        etree.SubElement(forward, "interface", dev=parent)
+    return root

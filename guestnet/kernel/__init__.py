@@ -1,0 +1,1 @@
+"""The only door to netlink, network namespaces, character devices and sysfs."""

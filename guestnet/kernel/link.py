@@ -1,0 +1,332 @@
+"""Links: the one place that asks the kernel for them and changes them.
+
+Attribute numbers are those of include/uapi/linux/if_link.h. What the kernel refuses is raised as a GuestnetError that
+names the link and says the kernel's reason.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
+from guestnet.kernel import netns, sysfs
+from guestnet.kernel.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NetlinkError,
+    Rtnl,
+    attribute,
+    attribute_list,
+    attributes,
+    nested,
+)
+from guestnet.model import GROUP, Counters, Kind, Link, Mac, Mode, NewLink
+
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _OPERSTATE, _LINKINFO = 1, 3, 4, 5, 10, 16, 18
+_IFALIAS, _STATS64, _AF_SPEC, _GROUP, _NET_NS_FD, _EXT_MASK = 20, 23, 26, 27, 28, 29
+_PROMISCUITY, _LINK_NETNSID, _PROP_LIST, _ALT_IFNAME, _ALLMULTI = 30, 37, 52, 53, 61
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND = 1, 2, 4
+_MACVLAN_MODE, _MACVLAN_FLAGS, _MACVLAN_MACADDR_MODE, _MACVLAN_MACADDR, _MACVLAN_MACADDR_DATA = 1, 2, 3, 4, 5
+_MACADDR_SET = 3
+_VLAN_ID, _VLAN_PROTOCOL = 1, 5
+_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
+_SKIP_STATS = 1 << 3
+_IFF_UP, _IFF_LOOPBACK, _IFF_ALLMULTI, _IFF_LOWER_UP = 0x1, 0x8, 0x200, 0x10000
+_ARPHRD_ETHER = 1
+
+_IFINFO = struct.Struct("=BxHiII")
+_STATS = struct.Struct("=8Q")
+_U32 = struct.Struct("=I")
+
+_MODES = {Mode.PRIVATE: 1, Mode.VEPA: 2, Mode.BRIDGE: 4, Mode.PASSTHRU: 8, Mode.SOURCE: 16}
+_MODE_NAMES = {number: mode for mode, number in _MODES.items()}
+_OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
+_PROTOCOLS = {0x8100: "802.1Q", 0x88A8: "802.1ad"}
+
+_IPV6 = "/proc/sys/net/ipv6/conf"
+
+
+class Links:
+    """The links of one network namespace: the caller's, or that of the fd given.
+
+    A context manager; it owns one socket. A method that fails has changed nothing unless it says otherwise.
+    """
+
+    def __init__(self, namespace: int | None = None) -> None:
+        self.namespace = namespace
+        self._rtnl = Rtnl() if namespace is None else netns.call(namespace, Rtnl)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._rtnl.close()
+
+    def all(self, *, counters: bool = False) -> tuple[Link, ...]:
+        """Every link, by one dump; with what passed them where ``counters`` is set."""
+        mask = 0 if counters else _SKIP_STATS
+        payload = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_EXT_MASK, mask)
+        return tuple(_link(message) for message in self._rtnl.dump(_GETLINK, payload))
+
+    def find(self, name: str) -> Link | None:
+        """The link of that name, with its counters; None where there is none."""
+        payload = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_IFNAME, name)
+        try:
+            return _link(self._rtnl.get(_GETLINK, payload))
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+
+    def supports(self, kind: Kind) -> bool:
+        """Whether this kernel can make links of that kind; loads the module where there is one, makes no link.
+
+        A request without lower link is refused by a kind that exists with EINVAL, by the core with EOPNOTSUPP for
+        one that does not (rtnl_newlink, net/core/rtnetlink.c).
+        """
+        payload = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + nested(_LINKINFO, attribute(_INFO_KIND, kind.value))
+        try:
+            self._rtnl.request(_NEWLINK, payload, flags=NLM_F_CREATE | NLM_F_EXCL)
+        except NetlinkError as error:
+            return error.errno != errno.EOPNOTSUPP
+        return True
+
+    def add(self, new: NewLink, parent: int, *, into: int | None = None, index: int | None = None) -> None:
+        """Make a link, down and with our group mark, on the lower link ``parent``.
+
+        ``into`` is the fd of the namespace that gets it, else it is this one. ``index`` asks for an ifindex.
+        """
+        parts = [attribute(_IFNAME, new.name), attribute(_LINK, parent), attribute(_GROUP, GROUP)]
+        if new.mac is not None:
+            parts.append(attribute(_ADDRESS, bytes.fromhex(new.mac.replace(":", ""))))
+        if new.mtu is not None:
+            parts.append(attribute(_MTU, new.mtu))
+        if into is not None:
+            parts.append(attribute(_NET_NS_FD, into))
+        parts.append(nested(_LINKINFO, attribute(_INFO_KIND, new.kind.value), nested(_INFO_DATA, *_info_data(new))))
+        payload = _IFINFO.pack(socket.AF_UNSPEC, 0, index or 0, 0, 0) + b"".join(parts)
+        with _refusals(f"{new.kind} {new.name} on {new.parent}", new.kind):
+            self._rtnl.request(_NEWLINK, payload, flags=NLM_F_CREATE | NLM_F_EXCL)
+
+    def mark(self, link: Link, alias: str) -> None:
+        """Say in the link's ifalias whose it is, and in its group that it is ours."""
+        self._change(link, attribute(_IFALIAS, alias), attribute(_GROUP, GROUP))
+
+    def quiet(self, link: Link) -> None:
+        """Keep the host's own IPv6 off the link: no link-local address, no router solicitation, no autoconf.
+
+        The frames it would send carry the guest's MAC. Nothing to do on a kernel without IPv6.
+        """
+
+        def write() -> None:
+            # dev_change_net_namespace and register_netdevice read none of these from the request that makes the link
+            directory = f"{_IPV6}/{link.name}"
+            for key, value in (("disable_ipv6", "1"), ("accept_ra", "0"), ("autoconf", "0")):
+                fd = os.open(f"{directory}/{key}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(fd, value.encode())
+                finally:
+                    os.close(fd)
+
+        try:
+            os.stat(_IPV6)
+        except FileNotFoundError:
+            return
+        mode = struct.pack("=B", _ADDR_GEN_MODE_NONE)
+        self._change(link, nested(_AF_SPEC, nested(socket.AF_INET6, attribute(_INET6_ADDR_GEN_MODE, mode))))
+        with _refusals(f"IPv6 of {link.name}"):
+            write() if self.namespace is None else netns.call(self.namespace, write)
+
+    def set_up(self, link: Link, up: bool = True) -> None:
+        """Bring the link up, or down."""
+        self._change(link, flags=_IFF_UP if up else 0, change=_IFF_UP)
+
+    def set_multicast(self, link: Link, everything: bool) -> None:
+        """Let all multicast frames through the link, or only those in its filter."""
+        self._change(link, flags=_IFF_ALLMULTI if everything else 0, change=_IFF_ALLMULTI)
+
+    def set_mtu(self, link: Link, mtu: int) -> None:
+        """Set the MTU; the kernel refuses more than the parent's."""
+        self._change(link, attribute(_MTU, mtu))
+
+    def set_mac(self, link: Link, mac: Mac) -> None:
+        """Set the Ethernet address."""
+        self._change(link, attribute(_ADDRESS, bytes.fromhex(mac.replace(":", ""))))
+
+    def set_mode(self, link: Link, mode: Mode, source_macs: tuple[Mac, ...] = ()) -> None:
+        """Change the mode of a macvlan or macvtap, in use or not, and its source list."""
+        data = [attribute(_MACVLAN_MODE, _MODES[mode])]
+        data += _source_list(mode, source_macs)
+        self._change(link, nested(_LINKINFO, attribute(_INFO_KIND, link.kind), nested(_INFO_DATA, *data)))
+
+    def move(self, link: Link, into: int) -> None:
+        """Move the link into the network namespace of the fd ``into``; it arrives down and without alias."""
+        self._change(link, attribute(_NET_NS_FD, into))
+
+    def delete(self, link: Link) -> None:
+        """Delete the link. The ifindex and the name must still belong together; a link that is gone is no error."""
+        payload = _IFINFO.pack(socket.AF_UNSPEC, 0, link.index, 0, 0)
+        now = self.find(link.name)
+        if now is None or now.index != link.index:
+            return
+        with _refusals(link.name):
+            try:
+                self._rtnl.request(_DELLINK, payload)
+            except NetlinkError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+
+    def wireless(self, name: str) -> bool:
+        """Whether the link is a Wi-Fi station, whose access point takes frames of one MAC address only."""
+
+        def look() -> bool:
+            with sysfs.opened() as root:
+                return any(sysfs.exists(root, f"class/net/{name}/{entry}") for entry in ("phy80211", "wireless"))
+
+        return look() if self.namespace is None else netns.call(self.namespace, look)
+
+    def _change(self, link: Link, *parts: bytes, flags: int = 0, change: int = 0) -> None:
+        payload = _IFINFO.pack(socket.AF_UNSPEC, 0, link.index, flags, change) + b"".join(parts)
+        with _refusals(link.name):
+            self._rtnl.request(_NEWLINK, payload)
+
+
+def _info_data(new: NewLink) -> list[bytes]:
+    if new.kind is Kind.VLAN:
+        return [attribute(_VLAN_ID, struct.pack("=H", new.vlan))]
+    mode = new.mode or Mode.BRIDGE
+    return [attribute(_MACVLAN_MODE, _MODES[mode]), *_source_list(mode, new.source_macs)]
+
+
+def _source_list(mode: Mode, macs: tuple[Mac, ...]) -> list[bytes]:
+    if mode is not Mode.SOURCE:
+        return []
+    entries = [attribute(_MACVLAN_MACADDR, bytes.fromhex(mac.replace(":", ""))) for mac in macs]
+    return [attribute(_MACVLAN_MACADDR_MODE, _MACADDR_SET), nested(_MACVLAN_MACADDR_DATA, *entries)]
+
+
+@contextmanager
+def _refusals(what: str, kind: Kind | None = None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        match error.errno:
+            case errno.EPERM | errno.EACCES:
+                raise NotPermittedError(f"{what}: {reason}", hint="run this as root") from error
+            case errno.EEXIST:
+                raise ConflictError(f"{what}: a link of that name or ifindex exists") from error
+            case errno.EBUSY:
+                raise ConflictError(
+                    f"{what}: {reason}", hint="the parent is a port of a bridge, bond or OVS; use that one as parent"
+                ) from error
+            case errno.EADDRINUSE:
+                raise ConflictError(
+                    f"{what}: its MAC address is in use on the same parent", hint="give another with --mac"
+                ) from error
+            case errno.ENODEV | errno.ENOENT:
+                raise NotFoundError(f"{what}: the link is gone") from error
+            case errno.EOPNOTSUPP if kind is not None:
+                raise no_support(kind) from error
+            case _:
+                raise GuestnetError(f"{what}: {reason}") from error
+
+
+def no_support(kind: Kind) -> GuestnetError:
+    """The error for a kernel that has no links of that kind."""
+    option = {Kind.VLAN: "CONFIG_VLAN_8021Q", Kind.MACVTAP: "CONFIG_MACVTAP", Kind.MACVLAN: "CONFIG_MACVLAN"}[kind]
+    word = "802.1Q VLAN" if kind is Kind.VLAN else kind.value
+    module = "8021q" if kind is Kind.VLAN else kind.value
+    return GuestnetError(
+        f"this kernel has no {word} support ({option})",
+        hint=f"install a kernel that has the module {module}; cloud and micro-VM kernels often leave it out",
+    )
+
+
+def _link(message: bytes) -> Link:
+    _, hardware, index, flags, _ = _IFINFO.unpack_from(message)
+    found = attributes(message, _IFINFO.size)
+    get = found.get
+    info = attributes(found[_LINKINFO]) if _LINKINFO in found else {}
+    kind = _text(info.get(_INFO_KIND))
+    mode = vlan = None
+    macvlan_flags = 0
+    protocol = ""
+    sources: tuple[str, ...] = ()
+    addrgenmode = None
+    if _INFO_DATA in info:
+        if kind in ("macvtap", "macvlan"):
+            data = attributes(info[_INFO_DATA])
+            mode = _MODE_NAMES.get(_U32.unpack(data[_MACVLAN_MODE])[0])
+            if _MACVLAN_FLAGS in data:
+                (macvlan_flags,) = struct.unpack("=H", data[_MACVLAN_FLAGS])
+            if _MACVLAN_MACADDR_DATA in data:
+                sources = tuple(value.hex(":") for _, value in attribute_list(data[_MACVLAN_MACADDR_DATA]))
+        elif kind == "vlan":
+            data = attributes(info[_INFO_DATA])
+            (vlan,) = struct.unpack("=H", data[_VLAN_ID])
+            protocol = _PROTOCOLS.get(int.from_bytes(data[_VLAN_PROTOCOL], "big"), "?")
+    if _AF_SPEC in found:
+        inet6 = attributes(found[_AF_SPEC]).get(socket.AF_INET6)
+        if inet6:
+            mode6 = attributes(inet6).get(_INET6_ADDR_GEN_MODE)
+            addrgenmode = mode6[0] if mode6 else None
+    counters = None
+    if _STATS64 in found:
+        numbers = _STATS.unpack_from(found[_STATS64])
+        counters = Counters(
+            rx_packets=numbers[0], tx_packets=numbers[1], rx_bytes=numbers[2], tx_bytes=numbers[3],
+            rx_dropped=numbers[6], tx_dropped=numbers[7],
+        )  # fmt: skip
+    altnames: tuple[str, ...] = ()
+    if _PROP_LIST in found:
+        altnames = tuple(_text(value) for number, value in attribute_list(found[_PROP_LIST]) if number == _ALT_IFNAME)
+    state = get(_OPERSTATE, b"\0")[0]
+    return Link(
+        index=index,
+        name=_text(found[_IFNAME]),
+        kind=kind,
+        mac=get(_ADDRESS, b"").hex(":"),
+        mtu=_number(get(_MTU)) or 0,
+        up=bool(flags & _IFF_UP),
+        carrier=bool(flags & _IFF_LOWER_UP),
+        operstate=_OPERSTATES[state] if state < len(_OPERSTATES) else "unknown",
+        loopback=bool(flags & _IFF_LOOPBACK),
+        ethernet=hardware == _ARPHRD_ETHER,
+        parent=_number(get(_LINK)),
+        parent_netnsid=_number(get(_LINK_NETNSID)),
+        master=_number(get(_MASTER)),
+        port_kind=_text(info.get(_INFO_SLAVE_KIND)),
+        group=_number(get(_GROUP)) or 0,
+        alias=_text(get(_IFALIAS)),
+        altnames=altnames,
+        allmulti=_number(get(_ALLMULTI)) or int(bool(flags & _IFF_ALLMULTI)),
+        promiscuity=_number(get(_PROMISCUITY)) or 0,
+        addrgenmode=addrgenmode,
+        mode=mode,
+        flags=macvlan_flags,
+        source_macs=sources,
+        vlan=vlan,
+        vlan_protocol=protocol,
+        counters=counters,
+    )
+
+
+def _text(value: bytes | None) -> str:
+    return value.rstrip(b"\0").decode(errors="replace") if value else ""
+
+
+def _number(value: bytes | None) -> int | None:
+    return None if value is None else int(_U32.unpack(value)[0])

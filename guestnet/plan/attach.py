@@ -1,0 +1,313 @@
+"""The plan of an attach."""
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from guestnet.errors import ConflictError, UsageError
+from guestnet.guest import xml
+from guestnet.model import (
+    GROUP,
+    MODELS,
+    QUEUES_MAX,
+    Attachment,
+    Backend,
+    Guest,
+    Kind,
+    Link,
+    LinkState,
+    Mac,
+    Mode,
+    Multicast,
+    NewLink,
+    Owner,
+    Request,
+    guest_alias,
+)
+from guestnet.plan.host import Host, Nic, Situation, nics, scope
+from guestnet.plan.metadata import rewrite_metadata
+from guestnet.plan.parent import (
+    MTU_MAX,
+    Parent,
+    check_mac,
+    check_mtu,
+    check_parent,
+    describe,
+    make_link,
+    make_parent,
+    resolve_parent,
+)
+from guestnet.plan.steps import Plug, SetMode, SetUp, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attaching:
+    """The plan of one attach: each NIC as it will be, the steps of all, and what a person should be told."""
+
+    nics: tuple[Attachment, ...]
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...]
+    live: bool
+    config: bool
+
+
+def attach(
+    requests: tuple[Request, ...], now: Situation, *, live: bool, config: bool, templates: dict[Backend, bytes]
+) -> Attaching:
+    """The plan that gives a guest these NICs; no steps where it has them all.
+
+    Raises what any of the checks raises; nothing has changed then.
+    """
+    live, config = scope(now.guest, live=live, config=config)
+    existing = nics(now.guest)
+    host = now.host
+    steps: list[Step] = []
+    notes: list[str] = []
+    wanted: list[Attachment] = []
+    fresh: list[tuple[Attachment, bool, bool]] = []
+    for request in requests:
+        parent = resolve_parent(request.parent, request.vlan, host)
+        ordinal = sum(1 for nic in wanted if nic.parent == parent.name)
+        old = _same_nic(request, parent.name, ordinal, existing)
+        if old is not None:
+            attachment = _kept(request, old, parent)
+            missing_live, missing_config = live and old.live is None, config and old.config is None
+        else:
+            attachment = _new(request, parent, ordinal, now)
+            missing_live, missing_config = live, config
+        twin = next((nic for nic in wanted if nic.mac == attachment.mac), None)
+        if twin is not None:
+            raise UsageError(f"the MAC {attachment.mac} is asked for twice", hint="give each NIC its own")
+        wanted.append(attachment)
+        if attachment.backend is Backend.MACVTAP:
+            made = _links(attachment, parent, now)
+        else:
+            check_parent(parent, host, mode=attachment.mode if old is None else None)
+            made = make_parent(parent)
+        if missing_live or missing_config or attachment.backend is Backend.MACVTAP:
+            steps += made
+            notes += _parent_notes(parent, made)
+            host = _with(host, parent, attachment if made else None)
+        if missing_live or missing_config:
+            fresh.append((attachment, missing_live, missing_config))
+    if any(missing for _, missing, _ in fresh):
+        _check_slots(now.guest, [nic for nic, missing, _ in fresh if missing])
+    steps += _remember(now.guest, fresh, live=live, config=config)
+    for nic, into_live, into_config in fresh:
+        text = xml.text_of(xml.build_interface(nic, templates[nic.backend]))
+        steps.append(Plug(guest=now.guest.name, mac=nic.mac, xml=text, live=into_live, config=into_config))
+    return Attaching(nics=tuple(wanted), steps=tuple(steps), notes=tuple(notes), live=live, config=config)
+
+
+def _same_nic(request: Request, parent: str, ordinal: int, existing: tuple[Nic, ...]) -> Nic | None:
+    if request.mac is not None:
+        return next((nic for nic in existing if nic.mac == request.mac), None)
+    if request.ifname is not None:
+        return next((nic for nic in existing if nic.record.ifname == request.ifname), None)
+    candidates = [nic for nic in existing if nic.record.parent == parent]
+    return candidates[ordinal] if ordinal < len(candidates) else None
+
+
+def _kept(request: Request, old: Nic, parent: Parent) -> Attachment:
+    """The attachment as it is. Raises ConflictError where the request says otherwise."""
+    record, shown = old.record, old.interface
+    kept = Attachment(
+        parent=record.parent, mac=record.mac, mode=record.mode, ifname=record.ifname, backend=record.backend,
+        model=shown.model, queues=shown.queues, mtu=record.mtu, multicast=record.multicast, link=shown.link,
+        boot_order=shown.boot_order, inbound=shown.inbound, outbound=shown.outbound,
+    )  # fmt: skip
+    if record.parent != parent.name:
+        raise ConflictError(
+            f"the NIC {record.mac} is on {record.parent} already, not on {parent.name}",
+            hint=f"detach it first: guestnet detach GUEST {record.mac}",
+        )
+    said = ("mode", "ifname", "backend", "model", "queues", "mtu", "multicast", "link", "boot_order", "inbound",
+            "outbound")  # fmt: skip
+    for name in said:
+        asked, has = getattr(request, name), getattr(kept, name)
+        if asked is not None and asked != has:
+            word = name.replace("_", " ")
+            raise ConflictError(
+                f"the NIC {record.mac} on {record.parent} is there with {word} {has}, not {asked}",
+                hint="guestnet set changes mode, link, MTU and bandwidth; for a second NIC on this parent give --mac",
+            )
+    return kept
+
+
+def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Attachment:
+    backend = request.backend or Backend.MACVTAP
+    model = request.model or "virtio"
+    _check_device(request, backend, model, now.guest)
+    mode = request.mode or Mode.BRIDGE
+    if mode is Mode.SOURCE:
+        raise UsageError(
+            "mode source is for a macvlan of the host, a guest would hear nothing else",
+            hint="one of bridge, vepa, private, passthru",
+        )
+    check_parent(parent, now.host, mode=mode)
+    check_mtu(request.mtu, parent)
+    mac = request.mac or Mac.derive(now.machine_id, now.guest.name, parent.name, ordinal)
+    if mode is Mode.PASSTHRU and backend is Backend.MACVTAP:
+        if request.mac is not None and request.mac != parent.base.mac:
+            raise ConflictError(
+                f"in mode passthru the guest has the MAC of {parent.name}, {parent.base.mac}; {request.mac} would be "
+                "ignored by the kernel",
+                hint="leave --mac out",
+            )
+        mac = Mac(parent.base.mac)
+    else:
+        check_mac(mac, parent, now.host)
+    _check_guest_macs(mac, now)
+    ifname = "" if backend is Backend.DIRECT else str(request.ifname or mac.ifname)
+    taken = now.host.find(ifname) if ifname else None
+    if taken is not None and not _is_this_guests(taken, now.guest):
+        raise ConflictError(
+            f"the interface name {ifname} is taken by {describe(taken, now.host)}", hint="choose another with --ifname"
+        )
+    mtu = request.mtu
+    if mtu is None and backend is Backend.MACVTAP and model.startswith("virtio") and parent.base.mtu != 1500:
+        mtu = min(parent.base.mtu, MTU_MAX)  # the guest would send 1500 by itself
+    return Attachment(
+        parent=parent.name, mac=mac, mode=mode, ifname=ifname, backend=backend, model=model,
+        queues=request.queues or 1, mtu=mtu, multicast=request.multicast or Multicast.ALL,
+        link=request.link or LinkState.UP, boot_order=request.boot_order, inbound=request.inbound,
+        outbound=request.outbound,
+    )  # fmt: skip
+
+
+def _check_device(request: Request, backend: Backend, model: str, guest: Guest) -> None:
+    check_model(model, request.queues)
+    if backend is Backend.DIRECT:
+        if request.mtu is not None:
+            raise UsageError(
+                "libvirt takes no MTU for a macvtap of its own (type='direct')",
+                hint="leave --backend direct out, or set the MTU of the parent",
+            )
+        if request.multicast is not None:
+            raise UsageError(
+                "with --backend direct libvirt sets the multicast filter from the guest's (trustGuestRxFilters)",
+                hint="leave --multicast out",
+            )
+        if request.ifname is not None:
+            raise UsageError(
+                "with --backend direct libvirt names the macvtap itself at each start", hint="leave --ifname out"
+            )
+    if request.boot_order is not None:
+        if request.boot_order < 1:
+            raise UsageError(f"{request.boot_order} is not a boot order", hint="whole numbers from 1")
+        if any(text and xml.boots_by_list(text) for text in (guest.live, guest.config)):
+            raise ConflictError(
+                f"{guest.name} boots by <os><boot dev=…>, which libvirt does not take together with --boot-order",
+                hint=f"replace it by <boot order=…> in its devices: virsh edit {guest.name}",
+            )
+
+
+def check_model(model: str, queues: int | None) -> None:
+    """Raise UsageError for a model QEMU has not, for queues out of range, and for queues on a model without."""
+    if model not in MODELS:
+        near = get_close_matches(model, MODELS, n=2)
+        raise UsageError(
+            f"{model!r} is not a NIC model", hint=f"did you mean {near[0]}?" if near else f"one of {', '.join(MODELS)}"
+        )
+    if queues is None:
+        return
+    if not 1 <= queues <= QUEUES_MAX:
+        raise UsageError(f"{queues} queues are not possible", hint=f"1 to {QUEUES_MAX}")
+    if queues > 1 and not model.startswith("virtio"):
+        raise UsageError(f"the model {model} has one queue", hint="leave --queues out, or use --model virtio")
+
+
+def _check_guest_macs(mac: Mac, now: Situation) -> None:
+    other = now.other_macs.get(mac)
+    if other is not None:
+        raise ConflictError(f"{mac} is a MAC of the guest {other}", hint="give another with --mac")
+    for text in (now.guest.live, now.guest.config):
+        if text and any(nic.mac == mac for nic in xml.interfaces(text)):
+            raise ConflictError(f"{mac} is the MAC of another NIC of {now.guest.name}", hint="give another with --mac")
+
+
+def _is_this_guests(link: Link, guest: Guest) -> bool:
+    return link.owner is Owner.GUEST and link.guest_uuid == guest.uuid
+
+
+def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
+    """The steps that make the macvtap of a NIC; none where it stands. Raises ConflictError where another does."""
+    there = now.host.find(nic.ifname)
+    if there is None:
+        running = next((old for old in nics(now.guest) if old.mac == nic.mac and old.live is not None), None)
+        if running is not None:
+            raise ConflictError(
+                f"the macvtap {nic.ifname} of the running guest {now.guest.name} is gone, its NIC is dead",
+                hint=f"guestnet detach {now.guest.name} {nic.mac}, then attach it again",
+            )
+        new = NewLink(
+            kind=Kind.MACVTAP, name=nic.ifname, parent=parent.name, mode=nic.mode, mac=nic.mac, mtu=nic.mtu,
+            multicast=nic.multicast, alias=guest_alias(now.guest.uuid, now.guest.name),
+        )  # fmt: skip
+        return (*make_parent(parent), *make_link(new, quiet=True))
+    lower = now.host.at(there.parent)
+    if not _is_this_guests(there, now.guest) or there.kind != "macvtap" or there.mac != nic.mac:
+        raise ConflictError(
+            f"the interface name {nic.ifname} is taken by {describe(there, now.host)}",
+            hint="choose another with --ifname",
+        )
+    if lower is None or lower.name != nic.parent:
+        raise ConflictError(
+            f"{nic.ifname} is {describe(there, now.host)}, not on {nic.parent}",
+            hint=f"guestnet detach {now.guest.name} {nic.mac}, then attach it again",
+        )
+    steps: list[Step] = list(make_parent(parent))
+    if there.mode is not nic.mode:
+        steps.append(SetMode(name=nic.ifname, mode=nic.mode))
+    if not there.up:
+        steps.append(SetUp(name=nic.ifname))
+    return tuple(steps)
+
+
+def _parent_notes(parent: Parent, steps: tuple[Step, ...]) -> list[str]:
+    notes = []
+    if any(isinstance(step, SetUp) and step.name == parent.base.name for step in steps):
+        notes.append(f"{parent.base.name} was down and is brought up")
+    notes += [f"VLAN {new.vlan} on {new.parent} is made: {new.name}" for new in parent.vlans]
+    return notes
+
+
+def _with(host: Host, parent: Parent, nic: Attachment | None) -> Host:
+    """The host as it will be after these steps, for the next NIC of the same plan to be checked against."""
+    if nic is None:
+        return host
+    links = [replace(link, up=True) if link.index == parent.base.index else link for link in host.links]
+    lower, index = parent.base.index, -1 - len(host.links)
+    for new in parent.vlans:
+        links.append(
+            Link(
+                index=index, name=new.name, kind="vlan", vlan=new.vlan, vlan_protocol="802.1Q", parent=lower, up=True,
+                mac=parent.base.mac, mtu=parent.base.mtu, group=GROUP, alias=new.alias,
+            )
+        )  # fmt: skip
+        lower, index = index, index - 1
+    if nic.ifname:
+        links.append(
+            Link(index=index, name=nic.ifname, kind="macvtap", mac=nic.mac, mode=nic.mode, parent=lower, up=True)
+        )
+    return replace(host, links=tuple(links))
+
+
+def _check_slots(guest: Guest, new: list[Attachment]) -> None:
+    assert guest.live is not None
+    for model in dict.fromkeys(nic.model for nic in new):
+        count = sum(1 for nic in new if nic.model == model)
+        free = xml.free_slots(guest.live, model)
+        if free is not None and free < count:
+            raise ConflictError(
+                f"{guest.name} has no free PCI slot for hot-plug"
+                + (f": {count} NICs of model {model} need as many, {free} are free" if free else ""),
+                hint=f"attach with --config and restart it, or add pcie-root-port controllers: virsh edit {guest.name}",
+            )
+
+
+def _remember(
+    guest: Guest, fresh: list[tuple[Attachment, bool, bool]], *, live: bool, config: bool
+) -> tuple[Step, ...]:
+    live_new = [xml.record(nic) for nic, into_live, _ in fresh if into_live]
+    config_new = [xml.record(nic) for nic, _, into_config in fresh if into_config]
+    return rewrite_metadata(guest, add_live=live_new, add_config=config_new)

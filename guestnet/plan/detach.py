@@ -1,0 +1,115 @@
+"""The plan of a detach."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from guestnet.errors import NotFoundError
+from guestnet.guest import xml
+from guestnet.model import VLAN_ALIAS, Backend, Guest, Link
+from guestnet.plan.host import Host, Nic, Situation, lost_records, nics, scope
+from guestnet.plan.metadata import rewrite_metadata
+from guestnet.plan.steps import DeleteLink, Step, Unplug, UnplugConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detaching:
+    """The plan of one detach: the NICs that go, and the steps."""
+
+    nics: tuple[xml.Record, ...]
+    steps: tuple[Step, ...]
+    live: bool
+    config: bool
+
+
+def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bool, config: bool) -> Detaching:
+    """The plan that takes NICs (named by MAC or interface name) from a guest, or all of them.
+
+    The guest lets go first, then configuration and metadata, then the links: a link is deleted when neither what runs
+    nor the configuration has the NIC any more, and a VLAN of ours with its last user. Raises NotFoundError for a NIC
+    the guest has not.
+    """
+    guest = now.guest
+    live, config = _scope(guest, live=live, config=config)
+    existing = nics(guest)
+    lost = lost_records(guest)
+    chosen = list(existing) if everything else [_named(name, existing, lost, guest) for name in names]
+    forgotten = list(lost) if everything else [nic for nic in chosen if isinstance(nic, xml.Record)]
+    chosen = [nic for nic in dict.fromkeys(chosen) if isinstance(nic, Nic)]
+    steps: list[Step] = []
+    for nic in chosen:
+        if live and nic.live is not None:
+            steps.append(Unplug(guest=guest.name, mac=nic.mac))
+    for nic in chosen:
+        if config and nic.config is not None:
+            steps.append(UnplugConfig(guest=guest.name, mac=nic.mac))
+    macs = frozenset(nic.mac for nic in chosen) | frozenset(record.mac for record in forgotten)
+    steps += rewrite_metadata(
+        guest, drop_live=macs if live else frozenset(), drop_config=macs if config else frozenset()
+    )
+    going = [
+        nic.record
+        for nic in chosen
+        if (live or nic.live is None) and (config or nic.config is None) and nic.record.backend is Backend.MACVTAP
+    ]
+    steps += delete_links([*going, *forgotten], guest, now.host)
+    records = (*(nic.record for nic in chosen), *forgotten)
+    return Detaching(nics=records, steps=tuple(steps), live=live, config=config)
+
+
+def _scope(guest: Guest, *, live: bool, config: bool) -> tuple[bool, bool]:
+    if not live and not config and guest.unfit:
+        # a guest that cannot let go now must not lose its configuration either
+        scope(guest, live=True, config=False)
+    return scope(guest, live=live, config=config)
+
+
+def named_nic(name: str, guest: Guest) -> Nic:
+    """The NIC of the guest with that MAC or interface name. Raises NotFoundError, which lists those there are."""
+    found = _named(name, nics(guest), (), guest)
+    assert isinstance(found, Nic)
+    return found
+
+
+def _named(name: str, existing: tuple[Nic, ...], lost: tuple[xml.Record, ...], guest: Guest) -> Nic | xml.Record:
+    key = name.lower().replace("-", ":")
+    for nic in existing:
+        shown = nic.live.target if nic.live is not None else ""
+        if key == nic.mac or name in (nic.record.ifname, shown):
+            return nic
+    for record in lost:
+        if key == record.mac or name == record.ifname:
+            return record
+    known = ", ".join(nic.record.ifname or nic.mac for nic in existing)
+    raise NotFoundError(
+        f"{guest.name} has no NIC {name} of guestnet's",
+        hint=f"it has {known}" if known else f"it has none; virsh domiflist {guest.name} shows those of others",
+    )
+
+
+def delete_links(records: Iterable[xml.Record], guest: Guest, host: Host) -> list[Step]:
+    """The steps that delete the macvtaps of these NICs, where they are this guest's, and the VLANs left unused."""
+    going: list[Link] = []
+    for record in records:
+        link = host.find(record.ifname) if record.ifname else None
+        # without alias: made by an attach that was killed before it could say whose it is
+        mine = link is not None and link.ours and link.mac == record.mac and link.guest_uuid in (guest.uuid, "")
+        if link is not None and mine and link not in going:
+            going.append(link)
+    return [DeleteLink(name=link.name) for link in (*going, *unused_vlans(going, host))]
+
+
+def unused_vlans(going: list[Link], host: Host) -> list[Link]:
+    """The VLANs of ours that nothing stands on once these links are gone, topmost first."""
+    gone = {link.index for link in going}
+    found: list[Link] = []
+    queue = [link.parent for link in going if link.parent_netnsid is None]
+    while queue:
+        vlan = host.at(queue.pop(0))
+        if vlan is None or vlan.index in gone or vlan.kind != "vlan" or not vlan.ours or vlan.alias != VLAN_ALIAS:
+            continue
+        if any(link.index not in gone for link in host.above(vlan)):
+            continue
+        gone.add(vlan.index)
+        found.append(vlan)
+        queue.append(vlan.parent)
+    return found

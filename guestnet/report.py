@@ -1,0 +1,123 @@
+"""What a person or a script sees: tables, lines, JSON, errors."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from guestnet.errors import GuestnetError
+
+
+def line(text: str = "") -> None:
+    """One line of the answer."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """One line beside the answer, on stderr: what is going on, what was done on the way."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def object_of(value: Any) -> Any:
+    """The value as JSON takes it: dataclasses as objects, enums and our str kinds as their text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: object_of(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): object_of(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [object_of(item) for item in value]
+    return value
+
+
+def as_json(value: Any) -> None:
+    """The answer as one JSON document."""
+    print(json.dumps(object_of(value), indent=2))
+
+
+def error(problem: GuestnetError, *, json_wanted: bool) -> None:
+    """An error: what, about which name, why; then what to do. With JSON the same as an object on stdout."""
+    notes = getattr(problem, "__notes__", [])
+    if json_wanted:
+        body = {"message": problem.message, "hint": problem.hint, "code": int(problem.code), "notes": list(notes)}
+        print(json.dumps({"error": body}, indent=2))
+        return
+    print(f"guestnet: {problem.message}", file=sys.stderr)
+    for text in notes:
+        print(f"  {text}", file=sys.stderr)
+    if problem.hint:
+        print(f"hint: {problem.hint}", file=sys.stderr)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """The rows under their headings, without frame; what a terminal is too narrow for is folded."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*columns, box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(cell or "-" for cell in row))
+    width = None if sys.stdout.isatty() else 500
+    Console(width=width, highlight=False, markup=False, emoji=False).print(shown)
+
+
+@contextmanager
+def progress(*, json_wanted: bool) -> Iterator[Callable[[float], None]]:
+    """Something to call with the seconds waited so far; it shows them on a terminal once they are more than one."""
+    if json_wanted or not sys.stderr.isatty():
+        yield lambda _seconds: None
+        return
+    status: Any = None
+
+    def show(seconds: float) -> None:
+        nonlocal status
+        if seconds < 1:
+            return
+        if status is None:
+            from rich.console import Console
+
+            status = Console(stderr=True).status("")
+            status.start()
+        status.update(f"waiting for the guest to let go, {seconds:.0f} s")
+
+    try:
+        yield show
+    finally:
+        if status is not None:
+            status.stop()
+
+
+def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
+    """What a verb did to a guest's NICs: what changed, each NIC, what was done on the way, how long it took."""
+    if json_wanted:
+        body = object_of(done)
+        body["steps"] = [str(step) for step in done.steps]
+        body["changed"] = bool(done.steps) and not done.dry_run
+        print(json.dumps(body, indent=2))
+        return
+    if done.dry_run:
+        for step in done.steps:
+            line(f"would {step}")
+        if not done.steps:
+            line(f"{done.guest}: nothing to do, it is so already")
+        return
+    for text in done.notes:
+        line(f"note: {text}")
+    head = verb if done.steps else "unchanged, it is so already"
+    where = " and ".join(word for word, is_in in (("live", done.live), ("config", done.config)) if is_in)
+    line(
+        f"{done.guest}: {head}" + (f" ({where})" if done.steps and where else "") + f" in {done.seconds * 1000:.0f} ms"
+    )
+    for nic in done.nics:
+        facts = [nic.ifname or "a macvtap of libvirt's", f"on {nic.parent}", f"mode {nic.mode}", f"MAC {nic.mac}"]
+        if verb != "detached":
+            facts += [f"PCI {nic.pci}"] if nic.pci else []
+            facts += ["no carrier"] if nic.carrier is False else []
+        line("  " + ", ".join(facts))

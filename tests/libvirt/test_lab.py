@@ -1,0 +1,316 @@
+"""The lab on the real kernel, libvirt and QEMU: what it gives, and that nothing is left of it whatever was killed."""
+
+import concurrent.futures
+import glob
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from guestnet.errors import ConflictError, NotFoundError, TimedOutError, UsageError
+from guestnet.lab import Lab
+from guestnet.lab.processes import Homes, living
+
+pytestmark = [pytest.mark.root, pytest.mark.guest]
+
+PROGRAM = """
+import sys
+from guestnet.lab import Lab
+getattr(Lab(name=sys.argv[1]), sys.argv[2])(progress=lambda line: print(line, flush=True), **eval(sys.argv[3]))
+"""
+
+
+def traces():
+    """What a lab could leave on the machine: links, namespaces, mounts, processes in other namespaces, tap nodes."""
+    links = json.loads(subprocess.run(["ip", "-json", "link"], check=True, capture_output=True).stdout)
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    processes = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            spaces = [os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in ("mnt", "net", "uts")]
+        except OSError:  # ended, a zombie, or closed to us
+            continue
+        if spaces != [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("mnt", "net", "uts")]:
+            processes.add((int(pid), name))
+    return {
+        "links": sorted(link["ifname"] for link in links),
+        "namespaces": sorted(path for path in glob.glob("/run/netns/*")),
+        "mounts": sorted(point for point in mounts if point != "/run/netns"),  # ip-netns(8) makes and keeps that one
+        "processes": processes,
+        "taps": sorted(glob.glob("/dev/tap*")),
+        "state": sorted(glob.glob("/run/guestnet/lab/*")),
+        "libvirt": sorted(glob.glob("/run/libvirt/*") + glob.glob("/var/lib/libvirt/*") + glob.glob("/etc/libvirt/*")),
+    }
+
+
+@pytest.fixture
+def nothing_stays():
+    """Everything a lab could leave is as it was when the test ends; the kernel's own clean-up gets a moment."""
+    before = traces()
+    yield
+    deadline = time.monotonic() + 3
+    while (after := traces()) != before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert after == before
+
+
+@pytest.fixture
+def made(nothing_stays):
+    """Makes labs by name and takes them down after the test."""
+    labs = []
+
+    def make(name, **numbers):
+        lab = Lab(name=name)
+        labs.append(lab)
+        lab.up(**numbers)
+        return lab
+
+    yield make
+    for lab in labs:
+        lab.down()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two nodes with two uplinks and one guest each, for the tests that leave it as it was."""
+    lab = Lab(name="tpair")
+    lab.up(nodes=2, guests=1, nics=2)
+    yield lab
+    lab.down()
+
+
+def spawn(name, verb, **numbers):
+    """A process that runs one of the lab's verbs and tells its progress on stdout."""
+    root = str(Path(__file__).resolve().parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, name, verb, repr(numbers)],
+        env=os.environ | {"PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def macvtap(node, name, mac, parent="nic0"):
+    """Make a macvtap on the node and its node in /dev by hand, as a tool would."""
+    node.run(["ip", "link", "add", "link", parent, "name", name, "address", mac, "type", "macvtap"], check=True)
+    node.run(["ip", "link", "set", name, "up", "allmulticast", "on"], check=True)
+    index = node.run(["cat", f"/sys/class/net/{name}/ifindex"], check=True).stdout.strip()
+    uevent = f"/sys/class/net/{name}/macvtap/tap{index}/dev"
+    major, minor = node.run(["cat", uevent], check=True).stdout.strip().split(":")
+    node.run(["mknod", f"/dev/tap{index}", "c", major, minor], check=True)
+    return f"/dev/tap{index}"
+
+
+def test_every_part_of_a_lab_that_is_up_is_found_alive(pair):
+    status = pair.status()
+    assert status.ok
+    assert [node.name for node in status.nodes] == ["n1", "n2"]
+    assert [nic.name for nic in status.nodes[1].nics] == ["nic0", "nic1"]
+    assert status.nodes[1].nics[0].addresses == ("198.51.100.2/24", "2001:db8:51::2/64")
+    assert [guest.state for node in status.nodes for guest in node.guests] == ["running", "running"]
+
+
+def test_nodes_reach_each_other_through_the_switch(pair):
+    for address in ("n2", "2001:db8:51::2"):
+        pair.node("n1").run(["ping", "-c1", "-W3", address], check=True)
+
+
+def test_a_node_has_its_own_network_devices_state_and_name(pair):
+    node = pair.node("n1")
+    assert node.run(["ls", "/sys/class/net"]).stdout.split() == ["lo", "nic0", "nic1"]
+    assert node.run(["uname", "-n"]).stdout == "n1\n"
+    assert node.run(["ls", "/run/netns"]).returncode != 0
+    assert "kvm" not in node.run(["ls", "/dev"]).stdout.split() or pair.plan().kvm
+    ids = {node.run(["cat", "/etc/machine-id"]).stdout for node in pair.nodes()}
+    assert len({Path("/etc/machine-id").read_text() if Path("/etc/machine-id").exists() else "", *ids}) == 3
+    node.run(["touch", "/etc/only-here", "/var/lib/only-here", "/run/only-here"], check=True)
+    assert not any(Path(directory, "only-here").exists() for directory in ("/etc", "/var/lib", "/run"))
+    node.run(["rm", "/etc/only-here", "/var/lib/only-here", "/run/only-here"], check=True)
+
+
+def test_a_node_sees_the_callers_files_and_talks_to_its_own_libvirt(pair, tmp_path):
+    (tmp_path / "here").touch()
+    node = pair.node("n2")
+    assert node.run(["ls"], cwd=str(tmp_path)).stdout == "here\n"
+    assert node.run(["virsh", "list", "--name"]).stdout.split() == ["n2g1"]
+
+
+def test_a_command_in_a_guest_gives_its_status_and_all_its_output(pair):
+    guest = pair.node("n1").guest("n1g1")
+    assert guest.run("echo 'a  b'; echo c >&2; exit 7") == (7, "a  b\nc\n")
+    assert guest.run("seq 4000") == (0, "".join(f"{number}\n" for number in range(1, 4001)))
+    assert guest.run("hostname") == (0, "n1g1\n")
+    with pytest.raises(UsageError):
+        guest.run("x" * 3000)
+
+
+def test_commands_of_many_callers_in_one_guest_do_not_mix(pair):
+    guest = pair.node("n1").guest("n1g1")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: guest.run(f"echo {number}; exit {number}"), range(16)))
+    assert answers == [(number, f"{number}\n") for number in range(16)]
+
+
+def test_a_guest_command_past_its_deadline_is_ended_and_the_next_one_works(pair):
+    guest = pair.node("n1").guest("n1g1")
+    with pytest.raises(TimedOutError):
+        guest.run("echo stale; sleep 60", timeout=0.5)
+    assert guest.run("echo fresh") == (0, "fresh\n")
+
+
+def test_a_guest_takes_a_nic_while_it_runs_reaches_the_other_node_and_gives_it_back(pair):
+    node, mac = pair.node("n1"), "52:54:00:00:00:01"
+    guest = node.guest("n1g1")
+    tap = macvtap(node, "gntest", mac)
+    xml = (
+        f"<interface type='ethernet'><mac address='{mac}'/><target dev='gntest' managed='no'/>"
+        "<model type='virtio'/></interface>"
+    )
+    node.virsh("attach-device", "n1g1", "/dev/stdin", "--live", input=xml)
+    name = guest.wait_nic(mac)
+    words = f"ip address add 198.51.100.101/24 dev {name} && ip link set {name} up && ping -c1 -W5 198.51.100.2"
+    status, output = guest.run(words)
+    assert status == 0, output
+    node.virsh("detach-device", "n1g1", "/dev/stdin", "--live", input=xml)
+    guest.wait_no_nic(mac)
+    node.run(["ip", "link", "delete", "gntest"], check=True)
+    node.run(["rm", tap], check=True)
+
+
+def test_up_refuses_a_lab_that_is_there_and_leaves_it_alone(pair):
+    with pytest.raises(ConflictError):
+        Lab(name="tpair").up()
+    assert pair.status().ok
+
+
+def test_a_guest_obeys_shutdown_and_a_guest_that_is_off_is_called_so(pair):
+    node = pair.node("n2")
+    guest = node.guest("n2g1")
+    node.virsh("shutdown", "n2g1")
+    deadline = time.monotonic() + 20
+    while node.guest_states()["n2g1"] != "shut off":
+        assert time.monotonic() < deadline
+    assert not pair.status().ok
+    with pytest.raises(NotFoundError, match="does not run"):
+        guest.run("true")
+    node.virsh("start", "n2g1")
+    guest.wait_ready()
+
+
+def test_two_labs_stand_side_by_side_and_one_goes_without_the_other(made):
+    first, second = made("tone", nodes=1, guests=0), made("ttwo", nodes=1)
+    assert first.status().ok
+    assert second.status().ok
+    assert first.status().nodes[0].libvirtd != second.status().nodes[0].libvirtd
+    assert first.node("n1").run(["virsh", "list", "--name"]).stdout.split() == []
+    first.down()
+    assert second.status().ok
+    assert second.node("n1").guest("n1g1").run("echo here") == (0, "here\n")
+    with pytest.raises(NotFoundError):
+        first.status()
+
+
+def test_down_leaves_nothing_of_a_lab_whose_parts_were_killed_and_that_users_added_to(made):
+    lab = made("tparts", nodes=2)
+    first, second = lab.nodes()
+    macvtap(first, "gntest", "52:54:00:00:00:02")
+    first.run(["ip", "link", "add", "link", "nic0", "name", "nic0.11", "type", "vlan", "id", "11"])
+    first.run(["ip", "link", "add", "br9", "type", "bridge"], check=True)
+    macvtap(first, "gnbridge", "52:54:00:00:00:03", parent="br9")
+    first.run(["ip", "netns", "add", "inner"], check=True)
+    null = subprocess.DEVNULL
+    inside = first.argv(["ip", "netns", "exec", "inner", "sleep", "1000"])
+    beside = ["ip", "netns", "exec", second.netns, "sleep", "1000"]
+    with (
+        subprocess.Popen(inside, stdin=null, stdout=null) as nested,
+        subprocess.Popen(beside, stdin=null, stdout=null) as guest_of_ours,
+    ):
+        homes = Homes(device=lab.state.stat().st_dev, subtree="/n2/run")
+        for pid in living(homes):
+            if Path(f"/proc/{pid}/comm").read_text().startswith("qemu"):
+                os.kill(pid, signal.SIGKILL)
+        libvirtd = first.libvirtd_pid()
+        assert libvirtd is not None
+        os.kill(libvirtd, signal.SIGKILL)
+        subprocess.run(["ip", "netns", "delete", lab.switch], check=True)
+        deadline = time.monotonic() + 10
+        while first.libvirtd_pid() is not None or second.guest_states().get("n2g1") == "running":
+            assert time.monotonic() < deadline
+        status = lab.status()
+        assert not status.switch
+        assert status.nodes[0].libvirtd is None
+        assert [guest.state for node in status.nodes for guest in node.guests] == ["unknown", "shut off"]
+        lab.down()
+        assert nested.wait(5) == -signal.SIGKILL
+        assert guest_of_ours.wait(5) == -signal.SIGKILL
+    lab.down()
+
+
+@pytest.mark.parametrize("share", range(8))
+def test_down_leaves_nothing_of_an_up_that_was_killed_at_a_random_moment(nothing_stays, share):
+    seconds = random.Random().uniform(share, share + 1) / 8 * 2.0
+    with spawn("tkill", "up", nodes=2, guests=1) as up:
+        assert up.stdout is not None
+        first = up.stdout.readline()  # it has begun: the imports are behind it
+        time.sleep(seconds)
+        up.kill()
+    Lab(name="tkill").down()
+    assert first, f"killed after {seconds} s"
+
+
+def test_an_interrupted_up_takes_itself_down(nothing_stays):
+    with spawn("tint", "up", nodes=2, guests=1) as up:
+        assert up.stdout is not None
+        while "runs" not in up.stdout.readline():
+            assert up.poll() is None
+        up.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in up.stdout.read()
+        assert up.wait(30) != 0
+
+
+def test_a_down_that_was_killed_is_finished_by_the_next(made):
+    for moment in (0.0, 0.03, 0.06):
+        lab = made("tdown", nodes=2, guests=0)
+        with spawn("tdown", "down") as down:
+            assert down.stdout is not None
+            assert down.stdout.readline() == "ending the lab's processes\n"
+            time.sleep(moment)
+            down.kill()
+        lab.down()
+        with pytest.raises(NotFoundError):
+            lab.status()
+
+
+def test_down_waits_for_an_up_that_is_at_work(nothing_stays):
+    with spawn("twait", "up", nodes=1, guests=0) as up:
+        assert up.stdout is not None
+        assert up.stdout.readline()
+        Lab(name="twait").down()
+        assert up.wait(30) == 0
+
+
+def test_an_up_that_fails_leaves_nothing(nothing_stays, monkeypatch, tmp_path):
+    bad = tmp_path / "libvirtd"
+    bad.write_text("#!/bin/sh\necho the daemon is broken >&2\nexit 3\n")
+    bad.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(Exception, match="the daemon is broken"):
+        Lab(name="tfail").up(nodes=2, guests=0)
+
+
+def test_down_without_a_lab_does_nothing(nothing_stays):
+    Lab(name="tnone").down()
+
+
+@pytest.mark.parametrize("name", ["", "Lab", "a/b", "..", "a" * 9, "a b", "a-b"])
+def test_a_lab_name_is_eight_small_letters_or_digits_at_most(name):
+    with pytest.raises(UsageError):
+        Lab(name=name)
