@@ -5,22 +5,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from guestnet import apply, lock, templates
 from guestnet.errors import GuestnetError, NotFoundError, NotPermittedError
 from guestnet.guest import xml
 from guestnet.guest.domain import Domain, Hypervisor
 from guestnet.kernel.link import Links, no_support
+from guestnet.machine import machine_id
 from guestnet.model import Backend, Guest, Kind, Request
 from guestnet.plan import attach as attaching
 from guestnet.plan import change as changing
 from guestnet.plan import detach as detaching
 from guestnet.plan import steps as plan
-from guestnet.plan.host import Host, Situation, nics
+from guestnet.plan.host import Host
+from guestnet.plan.situation import Situation, nics
 from guestnet.undo import Undo
-
-MACHINE_ID = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,7 @@ def attach(
         )
         now = replace(now, host=replace(now.host, wireless=wireless))
         made = attaching.attach(
-            requests, now, live=options.live, config=options.config, templates=_templates(own_templates or {})
+            requests, now, live=options.live, config=options.config, templates=templates.interfaces(own_templates)
         )
         _check_support(made.steps, doors.links)
         if not options.dry_run:
@@ -107,7 +106,7 @@ def detach(guest: str, names: tuple[str, ...], options: Options, *, everything: 
     begun = time.monotonic()
     with ExitStack() as stack:
         try:
-            doors, domain, now = stack.enter_context(_at_work(guest, options, events=True))
+            doors, domain, now = stack.enter_context(_at_work(guest, options))
         except NotFoundError:
             return _detach_orphans(guest, names, options, everything=everything)
         made = detaching.detach(names, now, everything=everything, live=options.live, config=options.config)
@@ -144,14 +143,14 @@ def change(guest: str, name: str, wanted: changing.Change, options: Options) -> 
 
 
 @contextmanager
-def _at_work(guest: str, options: Options, *, events: bool = False) -> Iterator[tuple[apply.Doors, Domain, Situation]]:
+def _at_work(guest: str, options: Options) -> Iterator[tuple[apply.Doors, Domain, Situation]]:
     if os.geteuid() != 0 and not options.dry_run:
         raise NotPermittedError("making links and plugging NICs in needs root", hint="run this with sudo")
     with ExitStack() as stack:
         if not options.dry_run:
             stack.enter_context(lock.held())
         links = stack.enter_context(Links())
-        hypervisor = stack.enter_context(Hypervisor(options.uri, events=events))
+        hypervisor = stack.enter_context(Hypervisor(options.uri))
         domain = hypervisor.domain(guest)
         doors = options.doors(
             apply.Doors(links=links, target=links, domain=domain, timeout=options.timeout, waiting=options.waiting)
@@ -165,14 +164,6 @@ def _at_work(guest: str, options: Options, *, events: bool = False) -> Iterator[
         yield doors, domain, now
 
 
-def machine_id() -> str:
-    """What tells this machine from others, machine-id(5); empty where there is none."""
-    try:
-        return MACHINE_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
 def _other_macs(hypervisor: Hypervisor, guest: str) -> dict[str, str]:
     found = {}
     for other in hypervisor.guests():
@@ -181,11 +172,6 @@ def _other_macs(hypervisor: Hypervisor, guest: str) -> dict[str, str]:
                 if text is not None:
                     found.update({nic.mac: other.name for nic in xml.interfaces(text)})
     return found
-
-
-def _templates(own: dict[Backend, bytes]) -> dict[Backend, bytes]:
-    shipped = {Backend.MACVTAP: "interface-ethernet.xml", Backend.DIRECT: "interface-direct.xml"}
-    return {backend: own.get(backend) or templates.read(name) for backend, name in shipped.items()}
 
 
 def _check_support(steps: tuple[plan.Step, ...], links: Links) -> None:
@@ -249,7 +235,7 @@ def _detach_orphans(guest: str, names: tuple[str, ...], options: Options, *, eve
         ]
         if not orphans:
             hypervisor.domain(guest)  # says that there is no such guest, and the near names
-        steps = [plan.DeleteLink(name=link.name) for link in (*orphans, *detaching.unused_vlans(orphans, host))]
+        steps = [plan.DeleteLink(name=link.name) for link in (*orphans, *host.unused_vlans(orphans))]
         if not options.dry_run:
             with Undo() as undo:
                 apply.run(steps, apply.Doors(links=links, target=links), undo, options.watch)

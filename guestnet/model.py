@@ -26,7 +26,7 @@ MODELS = (
 )  # fmt: skip
 """The NIC models of QEMU that libvirt hands on for PCI machines (formatdomain, "Setting the NIC model")."""
 
-_NAME = re.compile(r"[^\s/:\x00-\x1f\x7f%]+")
+_NAME = re.compile(r"[^\s/:%]+")
 _MAC = re.compile(r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}", re.IGNORECASE)
 _RATE = re.compile(r"([0-9]{1,10})(?:,([0-9]{1,10})?)?(?:,([0-9]{1,10})?)?")
 
@@ -73,15 +73,15 @@ class LinkName(str):
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
+        if not (_NAME.fullmatch(text) and text.isprintable()) or text in {".", ".."}:
+            raise UsageError(
+                f"{text!r} is not an interface name",
+                hint="use letters, digits, '.', '-' and '_'; no '/', ':', '%' or white space",
+            )
         if len(text.encode()) > NAME_MAX:
             raise UsageError(
                 f"the interface name {text!r} has {len(text.encode())} characters, the kernel takes {NAME_MAX}",
                 hint="choose a shorter name",
-            )
-        if not _NAME.fullmatch(text) or text in {".", ".."}:
-            raise UsageError(
-                f"{text!r} is not an interface name",
-                hint="use letters, digits, '.', '-' and '_'; no '/', ':', '%' or white space",
             )
         return super().__new__(cls, text)
 
@@ -156,7 +156,7 @@ class LinkState(StrEnum):
 def vlan_id(text: str | int) -> int:
     """The VLAN ID that ``text`` says, 1 to 4094; 0 and 4095 are reserved (IEEE 802.1Q, 9.6). Raises UsageError."""
     word = str(text)
-    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= 4094):
+    if not (word.isascii() and word.isdigit() and len(word) <= 9 and 1 <= int(word) <= 4094):
         raise UsageError(f"{word!r} is not a VLAN ID", hint="VLAN IDs are whole numbers from 1 to 4094")
     return int(word)
 
@@ -180,7 +180,7 @@ class Bandwidth:
         average, peak, burst = (int(part) if part else None for part in match.groups())
         if not average:
             return None
-        return cls(average=average, peak=peak, burst=burst)
+        return cls(average=average, peak=peak or None, burst=burst or None)
 
     def __str__(self) -> str:
         parts = [str(self.average), str(self.peak or ""), str(self.burst or "")]
@@ -226,9 +226,11 @@ class Link:
     altnames: tuple[str, ...] = ()
     allmulti: int = 0
     promiscuity: int = 0
+    txqueuelen: int = 0
     addrgenmode: int | None = None
     mode: Mode | None = None
     flags: int = 0
+    bcqueuelen: int | None = None
     source_macs: tuple[str, ...] = ()
     vlan: int | None = None
     vlan_protocol: str = ""

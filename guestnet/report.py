@@ -121,3 +121,67 @@ def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
             facts += [f"PCI {nic.pci}"] if nic.pci else []
             facts += ["no carrier"] if nic.carrier is False else []
         line("  " + ", ".join(facts))
+
+
+def document(text: str) -> None:
+    """A document as it is, to be piped into a file or another command."""
+    sys.stdout.write(text)
+
+
+def links(rows: Sequence[Any], *, json_wanted: bool) -> None:
+    """Links of the host: a table, or one JSON object a line in a list."""
+    if json_wanted:
+        print(_json_rows(rows))
+        return
+    columns = ("Name", "Parent", "Mode", "VLAN", "MAC", "MTU", "State", "Multicast", "Owner")
+    table(
+        columns,
+        (
+            (
+                row.name,
+                row.parent,
+                row.mode + "".join(f" {mac}" for mac in row.source_macs),
+                str(row.vlan or ""),
+                row.mac,
+                str(row.mtu),
+                row.operstate if row.up else "down",
+                "all" if row.allmulti else "filtered",
+                f"guest {row.guest}" if row.owner == "guest" else row.owner,
+            )
+            for row in rows
+        ),
+    )
+
+
+def links_outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
+    """What a verb did to links of the host."""
+    if json_wanted:
+        head = object_of(
+            {
+                "names": done.names, "changed": bool(done.steps) and not done.dry_run, "dry_run": done.dry_run,
+                "seconds": done.seconds, "notes": done.notes, "steps": [str(step) for step in done.steps],
+            }
+        )  # fmt: skip
+        print(json.dumps(head, indent=2)[:-2] + ',\n  "links": ' + _json_rows(done.links) + "\n}")
+        return
+    if done.dry_run:
+        for step in done.steps:
+            line(f"would {step}")
+    for text in done.notes:
+        line(f"note: {text}")
+    if not done.steps:
+        line(f"{', '.join(done.names)}: unchanged, it is so already")
+    for row in done.links if done.steps else ():
+        facts = [f"on {row.parent}"] if row.parent else []
+        facts += [f"mode {row.mode}"] if row.mode else []
+        facts += [f"VLAN {row.vlan}"] if row.vlan else []
+        facts += [f"MAC {row.mac}", f"MTU {row.mtu}", "up" if row.up else "down"]
+        facts += [f"in network namespace {row.netns}"] if row.netns else []
+        line(f"{row.name}: {verb}" + ("" if verb == "deleted" else ", " + ", ".join(facts)))
+
+
+def _json_rows(rows: Sequence[Any]) -> str:
+    if not rows:
+        return "[]"
+    words = [item.name for item in fields(rows[0])]
+    return "[\n" + ",\n".join(json.dumps({word: getattr(row, word) for word in words}) for row in rows) + "\n]"

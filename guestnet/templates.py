@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from guestnet.errors import GuestnetError, NotFoundError
+from guestnet.model import Backend
 
 _PACKAGE = Path(__file__).parent
 _LARGEST = 1 << 20
@@ -19,6 +20,12 @@ def directory() -> Path:
 def read(name: str) -> bytes:
     """The template of that file name, as shipped."""
     return (directory() / name).read_bytes()
+
+
+def interfaces(own: dict[Backend, bytes] | None = None) -> dict[Backend, bytes]:
+    """The templates of an <interface> for each backend: the user's where there is one, else as shipped."""
+    shipped = {Backend.MACVTAP: "interface-ethernet.xml", Backend.DIRECT: "interface-direct.xml"}
+    return {backend: read(name) for backend, name in shipped.items()} | (own or {})
 
 
 def read_own(path: Path) -> bytes:

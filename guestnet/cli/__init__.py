@@ -62,7 +62,9 @@ class _LazyGroup(TyperGroup):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
-app = typer.Typer(cls=_LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(
+    cls=_LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False
+)
 
 
 def _version(wanted: bool) -> None:
@@ -83,7 +85,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     json_wanted = "--json" in sys.argv
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="guestnet", standalone_mode=False)
     except GuestnetError as error:
         report.error(error, json_wanted=json_wanted)
         sys.exit(error.code)

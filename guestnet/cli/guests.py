@@ -8,31 +8,21 @@ import typer
 from guestnet import report
 from guestnet.cli import options
 from guestnet.errors import UsageError
-from guestnet.model import Backend, LinkName, Mac, Request
+from guestnet.model import Backend, Request
 
-attach_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-detach_app = typer.Typer(rich_markup_mode=None, add_completion=False)
-set_app = typer.Typer(rich_markup_mode=None, add_completion=False)
+attach_app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+detach_app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+set_app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 
 
 @attach_app.command()
 def attach(
     guest: options.Guest,
-    parent: Annotated[
-        list[str],
-        typer.Option("--parent", metavar="IFACE[.VID]", help="The link it goes on; several give several NICs."),
-    ],
+    parent: options.ParentsOption,
     vlan: options.VlanOption = None,
     mode: options.ModeOption = None,
-    mac: Annotated[
-        list[Mac] | None, typer.Option("--mac", metavar="MAC", parser=Mac, help="The address; one for each --parent.")
-    ] = None,
-    ifname: Annotated[
-        list[LinkName] | None,
-        typer.Option(
-            "--ifname", metavar="NAME", parser=LinkName, help="The macvtap's name; one for each.  [from the MAC]"
-        ),
-    ] = None,
+    mac: options.MacsOption = None,
+    ifname: options.IfnamesOption = None,
     model: options.ModelOption = None,
     queues: options.QueuesOption = None,
     mtu: options.MtuOption = None,
@@ -57,7 +47,7 @@ def attach(
     A running guest gets it now and for good, a stopped one from its next start on. A missing VLAN of the parent
     (NIC.VID) is made. The same call again changes nothing.
     """
-    macs, names = _for_each(mac, parent, "--mac"), _for_each(ifname, parent, "--ifname")
+    macs, names = options.for_each(mac, parent, "--mac"), options.for_each(ifname, parent, "--ifname")
     if boot_order is not None and len(parent) > 1:
         raise UsageError("one boot order cannot be for several NICs", hint="attach them one by one")
     requests = tuple(
@@ -147,13 +137,3 @@ def _verb_options(
     return verb.Options(
         uri=options.uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, waiting=waiting
     )
-
-
-def _for_each(values: list[Any] | None, parents: list[str], option: str) -> list[Any]:
-    if not values:
-        return [None] * len(parents)
-    if len(values) != len(parents):
-        raise UsageError(
-            f"{option} is given {len(values)} times for {len(parents)} parents", hint=f"one {option} for each --parent"
-        )
-    return list(values)

@@ -9,6 +9,9 @@ from guestnet.errors import UsageError
 from guestnet.model import Backend, Bandwidth, LinkName, LinkState, Mac, Mode, Multicast, vlan_id
 
 
+_DIGITS = 18  # enough for a count of anything, and few enough for any integer of libvirt's
+
+
 def words(kind: Any) -> Any:
     """A parser for an enumeration whose error lists its words."""
 
@@ -16,15 +19,17 @@ def words(kind: Any) -> Any:
         try:
             return kind(text.lower())
         except ValueError:
-            raise UsageError(f"{text!r} is not one of {', '.join(kind)}") from None
+            raise UsageError(f"{text!r} is not possible here", hint=f"one of {', '.join(kind)}") from None
 
     parse.__name__ = "|".join(kind)
     return parse
 
 
-def _number(name: str) -> Any:
+def number(name: str) -> Any:
+    """A parser for a whole number that its error calls ``name``."""
+
     def parse(text: str | int) -> int:
-        if not str(text).isascii() or not str(text).isdigit():
+        if not (str(text).isascii() and str(text).isdigit() and len(str(text)) <= _DIGITS):
             raise UsageError(f"{text!r} is not a {name}", hint="write a whole number")
         return int(text)
 
@@ -35,6 +40,17 @@ def _number(name: str) -> Any:
 def rate(text: str) -> Any:
     """A tuple of one rate, or of None for 0, so that "no limit" differs from an option that was not given."""
     return (Bandwidth.parse(text),)
+
+
+def for_each(values: list[Any] | None, parents: list[str], option: str) -> list[Any]:
+    """The values of an option that is given once for each --parent, or Nones. Raises UsageError for another count."""
+    if not values:
+        return [None] * len(parents)
+    if len(values) != len(parents):
+        raise UsageError(
+            f"{option} is given {len(values)} times for {len(parents)} parents", hint=f"one {option} for each --parent"
+        )
+    return list(values)
 
 
 def uri(connect: str | None) -> str:
@@ -55,12 +71,19 @@ Timeout = Annotated[
     float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds the guest gets to let go of a NIC.")
 ]
 Netns = Annotated[str | None, typer.Option("--netns", metavar="NS", help="A network namespace of ip-netns(8).")]
+ParentsOption = Annotated[
+    list[str],
+    typer.Option("--parent", metavar="IFACE[.VID]", help="The link it goes on; several give several NICs."),
+]
 ModeOption = Annotated[
     Mode | None,
     typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or passthru.  [bridge]"),
 ]
 MacOption = Annotated[Mac | None, typer.Option("--mac", metavar="MAC", parser=Mac, help="The Ethernet address.")]
-MtuOption = Annotated[int | None, typer.Option("--mtu", metavar="N", parser=_number("MTU"), help="The MTU, in bytes.")]
+MacsOption = Annotated[
+    list[Mac] | None, typer.Option("--mac", metavar="MAC", parser=Mac, help="The address; one for each --parent.")
+]
+MtuOption = Annotated[int | None, typer.Option("--mtu", metavar="N", parser=number("MTU"), help="The MTU, in bytes.")]
 VlanOption = Annotated[
     int | None, typer.Option("--vlan", metavar="VID", parser=vlan_id, help="The VLAN ID on that parent, 1 to 4094.")
 ]
@@ -96,11 +119,15 @@ IfnameOption = Annotated[
     LinkName | None,
     typer.Option("--ifname", metavar="NAME", parser=LinkName, help="The name of the macvtap.  [from the MAC]"),
 ]
+IfnamesOption = Annotated[
+    list[LinkName] | None,
+    typer.Option("--ifname", metavar="NAME", parser=LinkName, help="The macvtap's name; one for each.  [from the MAC]"),
+]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The NIC model.  [virtio]")]
 QueuesOption = Annotated[
-    int | None, typer.Option("--queues", metavar="N", parser=_number("count of queues"), help="Queues, 1 to 256.  [1]")
+    int | None, typer.Option("--queues", metavar="N", parser=number("count of queues"), help="Queues, 1 to 256.  [1]")
 ]
 BootOrderOption = Annotated[
     int | None,
-    typer.Option("--boot-order", metavar="N", parser=_number("boot order"), help="Its place in the boot order."),
+    typer.Option("--boot-order", metavar="N", parser=number("boot order"), help="Its place in the boot order."),
 ]

@@ -94,7 +94,7 @@ def _refusals(what: str, uri: str = "") -> Iterator[None]:
             raise NotFoundError(f"{what}: the guest is gone") from error
         if code in _BUSY:
             raise ConflictError(f"{what}: {text}") from error
-        if code in (libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT):
+        if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
             raise TimedOutError(f"{what}: {text}", hint="another job of that guest is under way; try again") from error
         raise GuestnetError(f"{what}: {text}") from error
 
@@ -102,14 +102,13 @@ def _refusals(what: str, uri: str = "") -> Iterator[None]:
 class Hypervisor:
     """A connection to the system libvirt of this host, closed at the end of the block.
 
-    ``events`` makes it one whose domains can be waited for; it has to be said before the first connection is opened.
+    libvirt's default event loop is registered for it, which only ``Domain.unplug`` runs.
     """
 
-    def __init__(self, uri: str = DEFAULT_URI, *, events: bool = False) -> None:
+    def __init__(self, uri: str = DEFAULT_URI) -> None:
         check_uri(uri)
         libvirt.registerErrorHandler(_silent, None)
-        if events:
-            libvirt.virEventRegisterDefaultImpl()
+        libvirt.virEventRegisterDefaultImpl()  # before the first connection, or it never hears of events
         with _refusals("libvirt", uri):
             self._connection = libvirt.open(uri)
 
@@ -122,8 +121,11 @@ class Hypervisor:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. Its socket goes in a turn of the event loop, which nobody else would run."""
         self._connection.close()
+        timer = libvirt.virEventAddTimeout(0, _tick, [])
+        libvirt.virEventRunDefaultImpl()
+        libvirt.virEventRemoveTimeout(timer)
 
     def domain(self, name: str) -> "Domain":
         """The domain of that name or UUID. Raises NotFoundError with the near names."""
@@ -217,8 +219,7 @@ class Domain:
         """Ask the guest to let go of the NIC with that MAC, and wait until it has, at most ``timeout`` seconds.
 
         libvirt's own detach answers "done" after five seconds whether the NIC is gone or not; this waits for the
-        device-removed event and believes only the live XML. ``waiting`` is called with the seconds so far. Needs a
-        Hypervisor with events. Raises TimedOutError when the guest keeps it: the request stands then, and the NIC
+        device-removed event, and looks at the live XML. ``waiting`` is called with the seconds so far. Raises TimedOutError when the guest keeps it: the request stands then, and the NIC
         goes when the guest answers or stops.
         """
         alias = self._live_alias(mac)
@@ -233,7 +234,8 @@ class Domain:
                 (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, "refused"),
             )
         ]
-        timer = libvirt.virEventAddTimeout(_TICK, _tick, None)
+        ticks: list[int] = []
+        timer = libvirt.virEventAddTimeout(_TICK, _tick, ticks)
         try:
             try:
                 self._domain.detachDeviceAlias(alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
@@ -242,7 +244,10 @@ class Domain:
                 if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED or not self._live_alias(mac):
                     with _refusals(f"{self.name}: unplugging the NIC {mac}"):
                         raise
-            while not outcome and self._live_alias(mac):
+            while not outcome:
+                if ticks and not self._live_alias(mac):
+                    break
+                ticks.clear()
                 spent = time.monotonic() - begun
                 if spent > timeout:
                     raise TimedOutError(
@@ -286,5 +291,6 @@ def _note(_connection: Any, _domain: Any, alias: str, wanted: tuple[list[str], s
         outcome.append(word)
 
 
-def _tick(_timer: int, _opaque: object) -> None:
-    """Wakes virEventRunDefaultImpl, which has no deadline of its own."""
+def _tick(timer: int, ticks: list[int]) -> None:
+    """Wakes virEventRunDefaultImpl, which has no deadline of its own, and says that it is time for a look."""
+    ticks.append(timer)

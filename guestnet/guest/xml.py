@@ -7,8 +7,10 @@ The elements are those of libvirt's formatdomain and formatnetwork pages. The el
     </guestnet:attachments>
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 from lxml import etree
@@ -23,8 +25,12 @@ PREFIX = "guestnet"
 
 _HOTPLUG_PORTS = ("pcie-root-port", "pcie-switch-downstream-port")
 _CONVENTIONAL_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
-_EXPRESS_MODELS = ("virtio", "e1000e", "igb", "vmxnet3")
+EXPRESS_MODELS = ("virtio", "e1000e", "igb", "vmxnet3")
+"""What the NIC models that are PCI Express devices begin with; the others are conventional PCI."""
+
 _NICS_LARGEST = 256
+_OURS = f"./metadata/{{{NAMESPACE}}}attachments"
+_MTU = re.compile(r"[0-9]{1,5}")
 
 
 def _parser() -> Any:
@@ -38,7 +44,9 @@ def parse(text: str | bytes, what: str) -> Any:
     data = text.encode() if isinstance(text, str) else text
     try:
         root = etree.fromstring(data, _parser())
-    except (etree.XMLSyntaxError, ValueError) as error:
+    except etree.XMLSyntaxError as error:
+        raise UsageError(f"{what} is not XML: {error.msg}") from None
+    except ValueError as error:
         raise UsageError(f"{what} is not XML: {error}") from None
     tree = root.getroottree()
     if tree.docinfo.doctype or tree.docinfo.internalDTD is not None:
@@ -106,6 +114,7 @@ def _interface(element: Any) -> Interface:
         return "" if found is None else str(found.get(name) or "")
 
     address = element.find("address[@type='pci']")
+    to_guest, from_guest = _directions(element)
     return Interface(
         type=element.get("type", ""),
         mac=of("mac", "address").lower(),
@@ -118,8 +127,8 @@ def _interface(element: Any) -> Interface:
         mtu=int(of("mtu", "size")) if of("mtu", "size") else None,
         link=LinkState.DOWN if of("link", "state") == "down" else LinkState.UP,
         boot_order=int(of("boot", "order")) if of("boot", "order") else None,
-        inbound=_rate(element.find("bandwidth/inbound")),
-        outbound=_rate(element.find("bandwidth/outbound")),
+        inbound=_rate(element.find(f"bandwidth/{to_guest}")),
+        outbound=_rate(element.find(f"bandwidth/{from_guest}")),
         alias=of("alias", "name"),
         address="" if address is None else _pci(address),
     )
@@ -170,7 +179,8 @@ def build_interface(wanted: Attachment, template: bytes) -> Any:
         set_link(root, wanted.link)
     if wanted.boot_order is not None:
         _child(root, "boot").set("order", str(wanted.boot_order))
-    set_bandwidth(root, wanted.inbound, wanted.outbound)
+    if wanted.inbound is not None or wanted.outbound is not None:
+        set_bandwidth(root, wanted.inbound, wanted.outbound)
     return root
 
 
@@ -189,15 +199,25 @@ def set_source_mode(interface: Any, mode: Mode) -> None:
     _child(interface, "source").set("mode", mode.libvirt)
 
 
+def _directions(interface: Any) -> tuple[str, str]:
+    """What libvirt calls the traffic to the guest and from it in <bandwidth>.
+
+    It takes the device of a type='ethernet' for a tap, whose egress goes to the guest, and shapes egress for
+    <inbound>. A macvtap's egress goes to the wire. For type='direct' it knows and swaps by itself
+    (virDomainNetTypeSharesHostView).
+    """
+    return ("outbound", "inbound") if interface.get("type") == "ethernet" else ("inbound", "outbound")
+
+
 def set_bandwidth(interface: Any, inbound: Bandwidth | None, outbound: Bandwidth | None) -> None:
-    """Write the rate limits of an <interface>; None in both takes the element out."""
+    """Write the rate limits of an <interface>, to the guest and from it; None in both takes the element out."""
     old = interface.find("bandwidth")
     if old is not None:
         interface.remove(old)
     if inbound is None and outbound is None:
         return
     element = etree.SubElement(interface, "bandwidth")
-    for name, rate in (("inbound", inbound), ("outbound", outbound)):
+    for name, rate in zip(_directions(interface), (inbound, outbound), strict=True):
         if rate is not None:
             values = {"average": rate.average, "peak": rate.peak, "burst": rate.burst}
             etree.SubElement(element, name, {key: str(value) for key, value in values.items() if value is not None})
@@ -223,16 +243,15 @@ def records(domain: str, guest: str) -> tuple[Record, ...]:
 
     Raises ConflictError, naming the guest, when the element is not what we write.
     """
-    root = parse(domain, f"the XML of {guest}")
-    element = root.find(f"./metadata/{{{NAMESPACE}}}attachments")
-    if element is None:
-        return ()
-    nics = element.findall(f"{{{NAMESPACE}}}nic")
     try:
+        element = parse(domain, f"the XML of {guest}").find(_OURS)
+        if element is None:
+            return ()
+        nics = element.findall(f"{{{NAMESPACE}}}nic")
         if len(nics) > _NICS_LARGEST:
             raise UsageError(f"it names {len(nics)} NICs")
         return tuple(_record(nic) for nic in nics)
-    except (UsageError, ValueError, KeyError) as error:
+    except (UsageError, ValueError) as error:
         raise ConflictError(
             f"the guestnet metadata of {guest} is damaged: {error}",
             hint=f"virsh metadata {guest} {NAMESPACE} --remove takes it away",
@@ -240,7 +259,12 @@ def records(domain: str, guest: str) -> tuple[Record, ...]:
 
 
 def _record(nic: Any) -> Record:
+    for name in ("mac", "parent", "mode", "backend", "multicast"):
+        if name not in nic.attrib:
+            raise UsageError(f"a NIC in it has no {name}")
     mtu = nic.get("mtu")
+    if mtu is not None and not _MTU.fullmatch(mtu):
+        raise UsageError(f"{mtu!r} is not an MTU")
     ifname = nic.attrib.get("ifname", "")
     return Record(
         mac=Mac(nic.attrib["mac"]),
@@ -288,7 +312,7 @@ def free_slots(domain: str, model: str) -> int | None:
     express = "pcie-root" in models.values()
     for index, kind in models.items():
         taken = len(used.get(int(index), ()))
-        if express and model.startswith(_EXPRESS_MODELS):
+        if express and model.startswith(EXPRESS_MODELS):
             free += kind in _HOTPLUG_PORTS and not taken
         elif kind in _CONVENTIONAL_BRIDGES or (kind == "pci-root" and not express):
             free += 31 - taken
@@ -315,9 +339,11 @@ def build_domain(
     template: bytes, *, name: str, memory: int | None, vcpus: int | None, disk: str | None, virt_type: str | None,
     interfaces: Iterable[Any], nics: Iterable[Record],
 ) -> Any:  # fmt: skip
-    """A <domain> from a template: its name, memory in MiB, virtual CPUs, disk image and NICs set, the rest kept.
+    """A <domain> from a template: its name, memory in MiB and virtual CPUs set, a disk image and NICs added.
 
-    Raises UsageError for a template that is not XML, has a DTD, is no <domain> or has no <devices>.
+    What else the template has is kept, records of NICs in it as well. Raises UsageError for a template that is not
+    XML, has a DTD, is no <domain> or has no <devices>, and for a name libvirt does not take; ConflictError where the
+    template has a NIC of the same MAC, or a boot list and a NIC comes with a boot order.
     """
     root = parse(template, "the domain template")
     if root.tag != "domain":
@@ -325,6 +351,7 @@ def build_domain(
     devices = root.find("devices")
     if devices is None:
         raise UsageError("the domain template has no <devices>", hint="copy domain.xml and change that")
+    check_name(name, "guest")
     _child(root, "name").text = name
     if virt_type is not None:
         root.set("type", virt_type)
@@ -335,35 +362,76 @@ def build_domain(
         for stale in root.findall("currentMemory"):
             root.remove(stale)
     if vcpus is not None:
-        _child(root, "vcpu").text = str(vcpus)
+        element = _child(root, "vcpu")
+        element.text = str(vcpus)
+        element.attrib.pop("current", None)
     if disk is not None:
-        element = etree.SubElement(devices, "disk", type="file", device="disk")
-        form = "qcow2" if disk.endswith(".qcow2") else "raw"
-        etree.SubElement(element, "driver", name="qemu", type=form)
-        etree.SubElement(element, "source", file=disk)
-        etree.SubElement(element, "target", dev="vda", bus="virtio")
+        _add_disk(devices, disk)
     for interface in interfaces:
+        _check_beside(interface, root)
         devices.append(interface)
-    kept = metadata(nics)
-    if kept is not None:
-        element = parse(kept, "the metadata")
-        home = etree.SubElement(_child(root, "metadata"), f"{{{NAMESPACE}}}attachments", nsmap={PREFIX: NAMESPACE})
-        for nic in element:
-            etree.SubElement(home, f"{{{NAMESPACE}}}nic", dict(nic.attrib))
+    _remember(root, nics, name)
     return root
 
 
+def check_name(name: str, what: str) -> None:
+    """Raise UsageError for a name that libvirt, or XML itself, does not take."""
+    if not name.strip() or "/" in name or not name.isprintable():
+        raise UsageError(f"{name!r} is not a name for a {what}", hint="use printable characters, and no '/'")
+
+
+def _add_disk(devices: Any, disk: str) -> None:
+    if not disk.isprintable():
+        raise UsageError(f"{disk!r} is not a file name for libvirt", hint="use printable characters")
+    element = etree.SubElement(devices, "disk", type="file", device="disk")
+    etree.SubElement(element, "driver", name="qemu", type="qcow2" if disk.endswith(".qcow2") else "raw")
+    etree.SubElement(element, "source", file=disk)
+    taken = {target.get("dev") for target in devices.findall("disk/target")}
+    device = next(name for name in (f"vd{letter}" for letter in ascii_lowercase) if name not in taken)
+    etree.SubElement(element, "target", dev=device, bus="virtio")
+
+
+def _check_beside(interface: Any, domain: Any) -> None:
+    mac = interface.find("mac").get("address")
+    if any(other.get("address", "").lower() == mac for other in domain.findall("./devices/interface/mac")):
+        raise ConflictError(f"the domain template has a NIC with the MAC {mac}", hint="give another with --mac")
+    if interface.find("boot") is not None and domain.find("./os/boot") is not None:
+        raise ConflictError(
+            "the domain template has <os><boot dev=…>, which libvirt does not take together with --boot-order",
+            hint="take it out, and give its devices a <boot order=…>",
+        )
+
+
+def _remember(root: Any, nics: Iterable[Record], name: str) -> None:
+    rows = {old.mac: old for old in records(etree.tostring(root, encoding="unicode"), name)}
+    rows |= {nic.mac: nic for nic in nics}
+    kept = metadata(rows.values())
+    if kept is None:
+        return
+    home = root.find("metadata")
+    if home is None:
+        home = etree.Element("metadata")
+        root.find("name").addnext(home)
+    for stale in root.findall(_OURS):
+        home.remove(stale)
+    element = etree.SubElement(home, f"{{{NAMESPACE}}}attachments", nsmap={PREFIX: NAMESPACE})
+    for nic in parse(kept, "the metadata"):
+        etree.SubElement(element, f"{{{NAMESPACE}}}nic", dict(nic.attrib))
+
+
 def build_network(template: bytes, *, name: str, parents: Iterable[str], mode: Mode) -> Any:
-    """A <network> whose <forward> pools the parents. Raises UsageError for a template that is no <network>, and for
-    the mode ``source``, which libvirt has not."""
+    """A <network> whose <forward> pools the parents. Raises UsageError for a template that is no <network>, for a
+    name libvirt does not take, and for the mode ``source``, which libvirt has not."""
     root = parse(template, "the network template")
     if root.tag != "network":
         raise UsageError("the network template does not begin with <network>", hint="copy network.xml and change that")
     if mode is Mode.SOURCE:
         raise UsageError("libvirt has no networks of mode source", hint="one of bridge, vepa, private, passthru")
+    check_name(name, "network")
     _child(root, "name").text = name
     forward = _child(root, "forward")
     forward.set("mode", mode.libvirt)
+    forward.attrib.pop("dev", None)  # libvirt writes the first one there as well
     for old in forward.findall("interface"):
         forward.remove(old)
     for parent in parents:

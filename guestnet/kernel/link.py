@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -27,20 +27,27 @@ from guestnet.kernel.netlink import (
 )
 from guestnet.model import GROUP, Counters, Kind, Link, Mac, Mode, NewLink
 
+ADDR_GEN_MODE_NONE = 1
+"""Link.addrgenmode of a link to which the kernel gives no IPv6 address by itself (enum in6_addr_gen_mode)."""
+
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_GETNSID, _NETNSA_NSID, _NETNSA_FD = 90, 1, 3
+_DELQDISC, _TC_ROOT, _TC_INGRESS = 37, 0xFFFFFFFF, 0xFFFFFFF1
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _OPERSTATE, _LINKINFO = 1, 3, 4, 5, 10, 16, 18
-_IFALIAS, _STATS64, _AF_SPEC, _GROUP, _NET_NS_FD, _EXT_MASK = 20, 23, 26, 27, 28, 29
-_PROMISCUITY, _LINK_NETNSID, _PROP_LIST, _ALT_IFNAME, _ALLMULTI = 30, 37, 52, 53, 61
+_TXQLEN, _IFALIAS, _STATS64, _AF_SPEC, _GROUP, _NET_NS_FD, _EXT_MASK = 13, 20, 23, 26, 27, 28, 29
+_PROMISCUITY, _LINK_NETNSID, _NEW_IFINDEX, _PROP_LIST, _ALT_IFNAME, _ALLMULTI = 30, 37, 49, 52, 53, 61
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND = 1, 2, 4
 _MACVLAN_MODE, _MACVLAN_FLAGS, _MACVLAN_MACADDR_MODE, _MACVLAN_MACADDR, _MACVLAN_MACADDR_DATA = 1, 2, 3, 4, 5
+_MACVLAN_BC_QUEUE_LEN = 7
 _MACADDR_SET = 3
 _VLAN_ID, _VLAN_PROTOCOL = 1, 5
-_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
+_INET6_ADDR_GEN_MODE = 8
 _SKIP_STATS = 1 << 3
 _IFF_UP, _IFF_LOOPBACK, _IFF_ALLMULTI, _IFF_LOWER_UP = 0x1, 0x8, 0x200, 0x10000
 _ARPHRD_ETHER = 1
 
 _IFINFO = struct.Struct("=BxHiII")
+_TCMSG = struct.Struct("=BxxxiIII")
 _STATS = struct.Struct("=8Q")
 _U32 = struct.Struct("=I")
 
@@ -127,8 +134,11 @@ class Links:
     def quiet(self, link: Link) -> None:
         """Keep the host's own IPv6 off the link: no link-local address, no router solicitation, no autoconf.
 
-        The frames it would send carry the guest's MAC. Nothing to do on a kernel without IPv6.
+        The frames it would send carry the guest's MAC. Nothing to do on a kernel without IPv6, and on a link whose
+        MTU is too small for it (addrconf_notify, net/ipv6/addrconf.c): such a link has none of these settings.
         """
+        if link.addrgenmode is None:
+            return
 
         def write() -> None:
             # dev_change_net_namespace and register_netdevice read none of these from the request that makes the link
@@ -140,11 +150,7 @@ class Links:
                 finally:
                     os.close(fd)
 
-        try:
-            os.stat(_IPV6)
-        except FileNotFoundError:
-            return
-        mode = struct.pack("=B", _ADDR_GEN_MODE_NONE)
+        mode = struct.pack("=B", ADDR_GEN_MODE_NONE)
         self._change(link, nested(_AF_SPEC, nested(socket.AF_INET6, attribute(_INET6_ADDR_GEN_MODE, mode))))
         with _refusals(f"IPv6 of {link.name}"):
             write() if self.namespace is None else netns.call(self.namespace, write)
@@ -171,9 +177,17 @@ class Links:
         data += _source_list(mode, source_macs)
         self._change(link, nested(_LINKINFO, attribute(_INFO_KIND, link.kind), nested(_INFO_DATA, *data)))
 
-    def move(self, link: Link, into: int) -> None:
-        """Move the link into the network namespace of the fd ``into``; it arrives down and without alias."""
-        self._change(link, attribute(_NET_NS_FD, into))
+    def move(self, link: Link, into: int, *, index: int | None = None) -> None:
+        """Move the link into the network namespace of the fd ``into``, where it may ask for another ifindex.
+
+        It arrives down and with the IPv6 settings of a new link; alias, group and allmulticast stay with it. Where
+        its ifindex is taken there and no other is asked for, the kernel gives it one, and its node in /dev is gone
+        (dev_change_net_namespace, net/core/dev.c).
+        """
+        parts = [attribute(_NET_NS_FD, into)]
+        if index is not None:
+            parts.append(attribute(_NEW_IFINDEX, index))
+        self._change(link, *parts)
 
     def delete(self, link: Link) -> None:
         """Delete the link. The ifindex and the name must still belong together; a link that is gone is no error."""
@@ -188,6 +202,15 @@ class Links:
                 if error.errno != errno.ENODEV:
                     raise
 
+    def clear_rates(self, link: Link) -> None:
+        """Take the root and the ingress queueing discipline off the link (rtnetlink, RTM_DELQDISC; tc(8))."""
+        for parent in (_TC_ROOT, _TC_INGRESS):
+            try:
+                self._rtnl.request(_DELQDISC, _TCMSG.pack(socket.AF_UNSPEC, link.index, 0, parent, 0))
+            except NetlinkError as error:
+                if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):  # there is none
+                    raise
+
     def wireless(self, name: str) -> bool:
         """Whether the link is a Wi-Fi station, whose access point takes frames of one MAC address only."""
 
@@ -196,6 +219,27 @@ class Links:
                 return any(sysfs.exists(root, f"class/net/{name}/{entry}") for entry in ("phy80211", "wireless"))
 
         return look() if self.namespace is None else netns.call(self.namespace, look)
+
+    def used_elsewhere(self) -> frozenset[int]:
+        """The ifindexes of the links here on which a link of another network namespace stands: of a named one, since
+        the kernel lists no others."""
+        with ExitStack() as stack:
+            here = self.namespace if self.namespace is not None else stack.enter_context(netns.own())
+            used: set[int] = set()
+            for name in netns.names():
+                there = stack.enter_context(netns.opened(name))
+                with Links(there) as others:
+                    number = others._number_of(here)
+                    if number is not None:
+                        lower = (one for one in others.all() if one.kind != "veth" and one.parent_netnsid == number)
+                        used.update(one.parent for one in lower if one.parent is not None)
+            return frozenset(used)
+
+    def _number_of(self, namespace: int) -> int | None:
+        """The number by which links here call that namespace in ``parent_netnsid`` (net/core/net_namespace.c)."""
+        answer = self._rtnl.get(_GETNSID, b"\0\0\0\0" + attribute(_NETNSA_FD, namespace))
+        (number,) = struct.unpack("=i", attributes(answer, 4)[_NETNSA_NSID])
+        return int(number) if number >= 0 else None
 
     def _change(self, link: Link, *parts: bytes, flags: int = 0, change: int = 0) -> None:
         payload = _IFINFO.pack(socket.AF_UNSPEC, 0, link.index, flags, change) + b"".join(parts)
@@ -264,6 +308,7 @@ def _link(message: bytes) -> Link:
     mode = vlan = None
     macvlan_flags = 0
     protocol = ""
+    bcqueuelen = None
     sources: tuple[str, ...] = ()
     addrgenmode = None
     if _INFO_DATA in info:
@@ -272,6 +317,7 @@ def _link(message: bytes) -> Link:
             mode = _MODE_NAMES.get(_U32.unpack(data[_MACVLAN_MODE])[0])
             if _MACVLAN_FLAGS in data:
                 (macvlan_flags,) = struct.unpack("=H", data[_MACVLAN_FLAGS])
+            bcqueuelen = _number(data.get(_MACVLAN_BC_QUEUE_LEN))
             if _MACVLAN_MACADDR_DATA in data:
                 sources = tuple(value.hex(":") for _, value in attribute_list(data[_MACVLAN_MACADDR_DATA]))
         elif kind == "vlan":
@@ -314,9 +360,11 @@ def _link(message: bytes) -> Link:
         altnames=altnames,
         allmulti=_number(get(_ALLMULTI)) or int(bool(flags & _IFF_ALLMULTI)),
         promiscuity=_number(get(_PROMISCUITY)) or 0,
+        txqueuelen=_number(get(_TXQLEN)) or 0,
         addrgenmode=addrgenmode,
         mode=mode,
         flags=macvlan_flags,
+        bcqueuelen=bcqueuelen,
         source_macs=sources,
         vlan=vlan,
         vlan_protocol=protocol,

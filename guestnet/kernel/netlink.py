@@ -139,21 +139,23 @@ class Rtnl:
                     continue
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    _raise_error(body, flags)
+                    _raise_error(kind, body, flags)
                     if interrupted:
                         raise InterruptedError
                     return
                 yield body
 
 
-def _raise_error(body: bytes, flags: int) -> None:
+def _raise_error(kind: int, body: bytes, flags: int) -> None:
     code = -struct.unpack_from("=i", body)[0]
     if code == 0:
         return
     text = ""
     if flags & _NLM_F_ACK_TLVS:
-        # struct nlmsgerr: the code, the header of the request, and the request itself unless capped
-        (length,) = struct.unpack_from("=I", body, 4)
-        start = 4 + (_HEADER.size if flags & _NLM_F_CAPPED else (length + 3) & ~3)
+        start = 4
+        if kind == _NLMSG_ERROR:
+            # struct nlmsgerr: the code, the header of the request, and the request itself unless capped
+            (length,) = struct.unpack_from("=I", body, 4)
+            start += _HEADER.size if flags & _NLM_F_CAPPED else (length + 3) & ~3
         text = attributes(body, start).get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")
     raise NetlinkError(code, text or os.strerror(code))

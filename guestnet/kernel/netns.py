@@ -1,6 +1,7 @@
 """Network namespaces by name, as ip-netns(8) keeps them, and code that runs inside one."""
 
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from guestnet.errors import NotFoundError, UsageError
+from guestnet.errors import NotFoundError, NotPermittedError, UsageError
 
 DIRECTORY = Path("/run/netns")
 """Where ip-netns(8) binds a namespace to its name."""
@@ -47,6 +48,16 @@ def opened(name: str) -> Iterator[int]:
         os.close(fd)
 
 
+@contextmanager
+def own() -> Iterator[int]:
+    """An fd of the network namespace this thread is in, closed at the end of the block."""
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def call(fd: int, function: Callable[[], _T]) -> _T:
     """What ``function`` gives when it runs inside the network namespace ``fd``, in a thread of its own.
 
@@ -60,6 +71,8 @@ def call(fd: int, function: Callable[[], _T]) -> _T:
         try:
             if _libc.setns(fd, _CLONE_NEWNET):
                 code = ctypes.get_errno()
+                if code == errno.EPERM:
+                    raise NotPermittedError("only root may enter another network namespace", hint="run this as root")
                 raise OSError(code, f"setns: {os.strerror(code)}")
             outcome.append(function())
         except BaseException as error:  # carried to the caller's thread, whatever it is

@@ -1,8 +1,6 @@
 """A tiny guest of a lab node: its domain XML, and commands run inside it through a serial port."""
 
 import base64
-import fcntl
-import os
 import secrets
 import select
 import shlex
@@ -13,8 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from guestnet import templates
 from guestnet.errors import GuestnetError, NotFoundError, TimedOutError, UsageError
-from guestnet.lab.image import COMMAND_LINE, template
+from guestnet.lab.image import COMMAND_LINE
+from guestnet.lab.turn import turn
 
 COMMAND_BYTES = 2900
 """The longest command: encoded it must fit the guest's 4096-byte tty buffer (Linux, n_tty)."""
@@ -52,20 +52,22 @@ class Guest:
         return status, output.decode("utf-8", errors="replace")
 
     def wait_ready(self, *, timeout: float = 60.0) -> None:
-        """Wait until the guest's agent answers: it has booted. TimedOutError (with the console's last line) if not."""
+        """Wait until the guest's agent answers: it has booted.
+
+        TimedOutError (with the console's last line) if it does not; NotFoundError where the guest does not run.
+        """
         deadline = time.monotonic() + timeout
         while True:
             try:
                 self._ask(b":", deadline=min(deadline, time.monotonic() + 0.5))
                 return
-            except (TimedOutError, NotFoundError):
+            except TimedOutError:
                 if time.monotonic() >= deadline:
                     raise TimedOutError(
                         f"the guest {self.name} did not answer within {timeout:g} s; its console ends with: "
                         f"{self._last_words()!r}",
                         hint=f"virsh on node {self.node} shows its state; its console is in {self.console}",
                     ) from None
-                time.sleep(0.02)  # the socket may not be there yet, and nothing announces it
 
     def wait_nic(self, mac: str, *, timeout: float = 30.0) -> str:
         """Wait until the guest has a NIC with this MAC; gives the guest's name of it, like ``eth0``.
@@ -134,22 +136,13 @@ class Guest:
     @contextmanager
     def _turn(self, deadline: float) -> Iterator[None]:
         """Hold the guest's serial port for one request: QEMU serves one client at a time."""
+        lock = self.port.with_suffix(".lock")
+        busy = f"the guest {self.name} is busy with another command"
         try:
-            fd = os.open(self.port.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with turn(lock, timeout=deadline - time.monotonic(), busy=busy):
+                yield
         except FileNotFoundError:
             raise NotFoundError(f"the node {self.node} of the guest {self.name} is not up") from None
-        try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise TimedOutError(f"the guest {self.name} is busy with another command") from None
-                    time.sleep(0.01)  # flock(2) knows no deadline
-            yield
-        finally:
-            os.close(fd)
 
     def _last_words(self) -> str:
         try:
@@ -169,7 +162,7 @@ def domain_xml(name: str, *, vcpus: int, kvm: bool) -> bytes:
     from lxml import etree
 
     parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True)
-    root = etree.parse(str(template("guest.xml")), parser).getroot()
+    root = etree.fromstring(templates.read("lab/guest.xml"), parser)
 
     def at(path: str) -> etree._Element:
         element = root.find(path)

@@ -1,24 +1,23 @@
 """The lab guests' kernel and initramfs, made once and kept in a cache."""
 
-import fcntl
 import gzip
 import hashlib
 import json
 import lzma
 import os
 import re
-import select
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from guestnet import templates
 from guestnet.errors import GuestnetError, NotFoundError
+from guestnet.lab.turn import turn
 
 Progress: TypeAlias = Callable[[str], None]
 """What long work tells about itself, one line at a time."""
@@ -42,6 +41,7 @@ COMMAND_LINE = (
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 PROBE_SECONDS = 5.0
+BUILD_SECONDS = 600.0
 
 
 def quiet(line: str) -> None:
@@ -51,15 +51,6 @@ def quiet(line: str) -> None:
 def cache_directory() -> Path:
     """Where images are kept: ``lab`` below $GUESTNET_CACHE, or below /var/cache/guestnet."""
     return Path(os.environ.get("GUESTNET_CACHE") or "/var/cache/guestnet").absolute() / "lab"
-
-
-def template(name: str) -> Path:
-    """The lab's template of that name: in the installed package, or beside the package in a source tree."""
-    package = Path(__file__).parent.parent
-    for directory in (package / "templates", package.parent / "templates"):
-        if (path := directory / "lab" / name).is_file():
-            return path
-    raise NotFoundError(f"the template lab/{name} is missing from this installation", hint="install guestnet again")
 
 
 def program(name: str, package: str) -> str:
@@ -96,14 +87,14 @@ def image(progress: Progress = quiet) -> Image:
     GuestnetError where the download or the unpacking fails; the cache then holds nothing half made.
     """
     busybox = Path(program("busybox", "busybox-static")).resolve()
-    sources = {path: template(name).read_bytes() for name, path in GUEST_FILES.items()}
+    sources = {path: templates.read(f"lab/{name}") for name, path in GUEST_FILES.items()}
     key = hashlib.sha256(repr((REQUIRED, OPTIONAL)).encode())
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True, mode=0o755)
     kernel = cache / f"kernel-{key.hexdigest()[:12]}"
     key.update(repr(sorted(sources.items())).encode())
     key.update(busybox.read_bytes())
-    with _locked(cache / ".lock"):
+    with _turn():
         if not kernel.is_dir():
             with _made(kernel) as directory:
                 _fetch_kernel(directory, progress)
@@ -131,7 +122,7 @@ def kvm_works(guest: Image, progress: Progress = quiet) -> bool:
         return False
     answer = cache_directory() / "kvm.json"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    with _locked(cache_directory() / ".lock"):
+    with _turn():
         try:
             known = json.loads(answer.read_bytes())
         except (FileNotFoundError, ValueError):
@@ -156,26 +147,21 @@ def _boots_under_kvm(guest: Image) -> bool:
     )
     # fmt: on
     null = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=null, stdout=null, stderr=null) as probe:
-        pidfd = os.pidfd_open(probe.pid)
-        try:
-            ended, _, _ = select.select([pidfd], [], [], PROBE_SECONDS)
-            if not ended:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
-        return bool(ended) and probe.wait() == 0
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive flock(2) on ``path``, waiting for whoever has it; the kernel lets go when a holder dies."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    probe = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        return probe.wait(PROBE_SECONDS) == 0
+    except subprocess.TimeoutExpired:
+        return False
     finally:
-        os.close(fd)
+        if probe.returncode is None:
+            probe.kill()
+            with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: waiting longer for it would hang us too
+                probe.wait(PROBE_SECONDS)
+
+
+def _turn() -> AbstractContextManager[int]:
+    """The cache's lock: one builder at a time, and whoever waited finds what the other built."""
+    return turn(cache_directory() / ".lock", timeout=BUILD_SECONDS, busy="another lab is still building its image")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A whole lab: up, down, and what it is made of."""
 
-import fcntl
+import errno
 import json
 import os
 import re
@@ -9,16 +9,17 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from guestnet import __version__
-from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError, TimedOutError, UsageError
+from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError, UsageError
 from guestnet.lab import processes
 from guestnet.lab.image import Image, Progress, cache_directory, image, kvm_works, program, quiet
 from guestnet.lab.node import NETNS_DIRECTORY, Node
+from guestnet.lab.turn import turn
 from guestnet.undo import Undo
 
 STATE_DIRECTORY = Path("/run/guestnet/lab")
@@ -172,9 +173,8 @@ class Lab:
         or kernel, ConflictError where a lab of that name is there already, TimedOutError where a guest does not boot.
         Whatever fails, all of it is taken down again; killed, it leaves what Lab.down takes away.
         """
-        for what, number, low, high in (
-            *(("nodes", nodes, 1, 50), ("guests", guests, 0, 20), ("nics", nics, 1, 16), ("vcpus", vcpus, 1, 8)),
-        ):
+        limits = (("nodes", nodes, 1, 50), ("guests", guests, 0, 20), ("nics", nics, 1, 16), ("vcpus", vcpus, 1, 8))
+        for what, number, low, high in limits:
             if not low <= number <= high:
                 raise UsageError(f"{what} must be {low} to {high}, not {number}")
         _must_be_root()
@@ -243,32 +243,25 @@ class Lab:
         inherit the fd: when their caller is killed, whoever is next waits for them and meets no late effect.
         """
         path = STATE_DIRECTORY / f"{self.name}.lock"
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            fd = _opened(path)
+        with ExitStack() as held:
+            fd = self._take_lock(path, held)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _same_file(fd, path):
-                    break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    os.close(fd)
-                    raise TimedOutError(f"another `guestnet lab` holds the lab {self.name} for long") from None
-                time.sleep(0.02)  # flock(2) knows no deadline
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
-        try:
-            yield fd
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(fd)
-            for directory in (STATE_DIRECTORY, STATE_DIRECTORY.parent):
-                try:
-                    directory.rmdir()
-                except OSError:  # another lab's, or a lock of guestnet's: theirs
-                    break
+                yield fd
+            finally:
+                path.unlink(missing_ok=True)
+                _remove_empty(STATE_DIRECTORY, STATE_DIRECTORY.parent)
+
+    def _take_lock(self, path: Path, held: ExitStack) -> int:
+        """Lock ``path`` until ``held`` closes, making it and its directory, which the end of another lab may remove."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        busy = f"another guestnet has been at work on the lab {self.name} for over {LOCK_SECONDS:g} s"
+        while True:
+            with ExitStack() as trial, suppress(FileNotFoundError):
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                fd = trial.enter_context(turn(path, timeout=deadline - time.monotonic(), busy=busy))
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    held.push(trial.pop_all())
+                    return fd
 
     def _must_be_absent(self, plan: LabPlan) -> None:
         if self.state.exists():
@@ -356,7 +349,7 @@ class Lab:
         for name in names:
             if (NETNS_DIRECTORY / name).exists():
                 failures += _delete_netns(name, lock)
-        if device is not None:
+        if device is not None and not failures:  # what failed is tried again by the next down, which needs the record
             failures += _attempt("umount", "-R", "-l", str(self.state), lock=lock)
         if not failures and self.state.exists():
             shutil.rmtree(self.state)
@@ -379,21 +372,15 @@ def _must_be_root() -> None:
         raise NotPermittedError("a lab is made of namespaces, which takes root", hint="run it with sudo")
 
 
-def _opened(path: Path) -> int:
-    """An fd of the lock file, made with its directory where missing (another lab's end may take the directory away)."""
-    while True:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _remove_empty(*directories: Path) -> None:
+    """Remove these directories, in this order, up to the first that has something in it: it is another lab's."""
+    for directory in directories:
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue
-
-
-def _same_file(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
+            directory.rmdir()
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+                raise
+            return
 
 
 def _run(*command: str, lock: int | None = None, input: str | None = None) -> str:
@@ -470,10 +457,8 @@ def _node_status(node: Node) -> NodeStatus:
     libvirtd = node.libvirtd_pid()
     states: dict[str, str] | None = None
     if libvirtd is not None:
-        try:
+        with suppress(GuestnetError):  # it lives and does not answer: its guests' states are unknown
             states = node.guest_states()
-        except GuestnetError:
-            libvirtd = None
     return NodeStatus(
         name=node.name,
         netns=node.netns,

@@ -59,15 +59,27 @@ def mount(*arguments: str) -> None:
     subprocess.run(("mount", "-n", *arguments), check=True)
 
 
-def detach_below(directory: str, *, keep: str = "") -> None:
-    """Detach every mount below ``directory`` in this namespace, but not the one at ``keep`` nor those below it."""
+def mounted_below(directory: str, *, keep: str = "") -> list[str]:
+    """The mount points below ``directory`` in this namespace, oldest first; without ``keep`` and what is below it."""
     points = []
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4])
         if point.startswith(directory + "/") and not (keep and (point + "/").startswith(keep + "/")):
             points.append(point)
-    for point in reversed(points):
-        subprocess.run(("umount", "-n", "-l", point), check=True)
+    return points
+
+
+def detach_below(directory: str, *, keep: str = "") -> None:
+    """Detach every mount below ``directory`` in this namespace, but not the one at ``keep`` nor those below it.
+
+    What another lab removes outside goes here too, at any moment: so what counts is what is left. OSError if it stays.
+    """
+    while points := mounted_below(directory, keep=keep):
+        for point in reversed(points):
+            subprocess.run(("umount", "-n", "-l", point), check=False, stderr=subprocess.DEVNULL)
+        left = mounted_below(directory, keep=keep)
+        if len(left) >= len(points):
+            raise OSError(f"these mounts cannot be detached: {', '.join(left)}")
 
 
 def put_devices(kvm: bool) -> None:

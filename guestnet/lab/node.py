@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from guestnet.lab.processes import Homes, lives
 
 LIBVIRT_URI = "qemu:///system"
 LIBVIRTD_SECONDS = 30.0
+STATUS_SECONDS = 10.0
+TRY_SECONDS = 0.01
+"""Between two looks for a socket that nothing announces."""
 NETNS_DIRECTORY = Path("/run/netns")
 
 
@@ -76,6 +81,11 @@ class Node:
     def addresses(self) -> tuple[str, str]:
         """What ``nic0`` gets: IPv4 and IPv6 of the documentation ranges, with prefix length (RFC 5737, RFC 3849)."""
         return f"198.51.100.{self.number}/24", f"2001:db8:51::{self.number:x}/64"
+
+    @property
+    def uri(self) -> str:
+        """The URI of the node's libvirt for a program outside the node: a unix socket is reached across namespaces."""
+        return f"qemu+unix:///system?socket={self.own / 'run/libvirt/libvirt-sock'}"
 
     def argv(self, command: Sequence[str], *, cwd: str | None = None) -> list[str]:
         """The command line that runs ``command`` in the node's namespaces.
@@ -148,8 +158,8 @@ class Node:
         return pid if lives(pid, homes) else None
 
     def guest_states(self) -> dict[str, str]:
-        """State of each domain libvirt knows on this node, in virsh's words; GuestnetError where libvirtd is gone."""
-        lines = self.virsh("list", "--all").splitlines()
+        """State of each domain libvirt knows here, in virsh's words; GuestnetError where libvirtd is gone or silent."""
+        lines = self.virsh("list", "--all", timeout=STATUS_SECONDS).splitlines()
         rows = [line.split(None, 2) for line in lines if line.strip()]
         return {name: state.strip() for _, name, state in rows}
 
@@ -198,31 +208,37 @@ class Node:
     def _wait_libvirtd(self) -> None:
         """Wait until libvirtd takes connections: ``libvirtd -d`` returns before its socket is there (libvirt 9.0)."""
         deadline = time.monotonic() + LIBVIRTD_SECONDS
-        while True:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as trial:
-                try:
-                    trial.connect(str(self.own / "run/libvirt/libvirt-sock"))
-                    return
-                except (FileNotFoundError, ConnectionRefusedError):
-                    if self.libvirtd_pid() is None:
-                        raise GuestnetError(
-                            f"libvirtd on {self.name} ended at once: {self._libvirtd_words()}"
-                        ) from None
-                    if time.monotonic() >= deadline:
-                        raise TimedOutError(
-                            f"libvirtd on {self.name} took no connection within {LIBVIRTD_SECONDS:g} s",
-                            hint=f"its log is {self.own / 'log-libvirt/libvirtd.log'}",
-                        ) from None
-            time.sleep(0.01)  # nothing announces the socket
+        pid = self.libvirtd_pid()
+        if pid is None:
+            raise self._libvirtd_ended()
+        with ExitStack() as closing:
+            try:
+                alive = os.pidfd_open(pid)
+            except ProcessLookupError:
+                raise self._libvirtd_ended() from None
+            closing.callback(os.close, alive)
+            while not self._libvirtd_answers():
+                if select.select([alive], [], [], TRY_SECONDS)[0]:
+                    raise self._libvirtd_ended()
+                if time.monotonic() >= deadline:
+                    raise TimedOutError(
+                        f"libvirtd on {self.name} took no connection within {LIBVIRTD_SECONDS:g} s",
+                        hint=f"its log is {self.own / 'log-libvirt/libvirtd.log'}",
+                    )
 
-    def _libvirtd_words(self) -> str:
-        """The last error in libvirtd's log but for the one that says only that it ends."""
+    def _libvirtd_answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as trial:
+            return trial.connect_ex(str(self.own / "run/libvirt/libvirt-sock")) == 0
+
+    def _libvirtd_ended(self) -> GuestnetError:
+        """What to raise for a libvirtd that ended: the last error in its log but for the one that says only that."""
         try:
             log = (self.own / "log-libvirt/libvirtd.log").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            return "it wrote no log"
+            log = ""
         errors = [line.split(" : ", 2)[-1] for line in log.splitlines() if ": error : " in line]
-        return next((line for line in reversed(errors) if "Driver state" not in line), "its log has no error")
+        reason = next((line for line in reversed(errors) if "Driver state" not in line), "its log says nothing")
+        return GuestnetError(f"libvirtd on {self.name} ended at once: {reason}")
 
     def start_guests(self, *, vcpus: int, kvm: bool) -> None:
         """Define and start the lab's guests on this node; GuestnetError with libvirt's words where it refuses."""

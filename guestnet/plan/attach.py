@@ -23,7 +23,7 @@ from guestnet.model import (
     Request,
     guest_alias,
 )
-from guestnet.plan.host import Host, Nic, Situation, nics, scope
+from guestnet.plan.host import Host
 from guestnet.plan.metadata import rewrite_metadata
 from guestnet.plan.parent import (
     MTU_MAX,
@@ -36,7 +36,8 @@ from guestnet.plan.parent import (
     make_parent,
     resolve_parent,
 )
-from guestnet.plan.steps import Plug, SetMode, SetUp, Step
+from guestnet.plan.situation import Nic, Situation, nics, scope
+from guestnet.plan.steps import Plug, SetMode, SetMtu, SetUp, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +65,23 @@ def attach(
     notes: list[str] = []
     wanted: list[Attachment] = []
     fresh: list[tuple[Attachment, bool, bool]] = []
+    for mac in (request.mac for request in requests if request.mac is not None):
+        if sum(1 for request in requests if request.mac == mac) > 1:
+            raise UsageError(f"the MAC {mac} is asked for twice", hint="give each NIC its own")
     for request in requests:
+        now = replace(now, host=host)
         parent = resolve_parent(request.parent, request.vlan, host)
         ordinal = sum(1 for nic in wanted if nic.parent == parent.name)
         old = _same_nic(request, parent.name, ordinal, existing)
         if old is not None:
-            attachment = _kept(request, old, parent)
+            attachment = _kept(request, old, parent, now.guest.name)
             missing_live, missing_config = live and old.live is None, config and old.config is None
         else:
             attachment = _new(request, parent, ordinal, now)
             missing_live, missing_config = live, config
         twin = next((nic for nic in wanted if nic.mac == attachment.mac), None)
         if twin is not None:
-            raise UsageError(f"the MAC {attachment.mac} is asked for twice", hint="give each NIC its own")
+            raise UsageError(f"the NIC {attachment.mac} is asked for twice", hint="name each NIC once")
         wanted.append(attachment)
         if attachment.backend is Backend.MACVTAP:
             made = _links(attachment, parent, now)
@@ -107,7 +112,7 @@ def _same_nic(request: Request, parent: str, ordinal: int, existing: tuple[Nic, 
     return candidates[ordinal] if ordinal < len(candidates) else None
 
 
-def _kept(request: Request, old: Nic, parent: Parent) -> Attachment:
+def _kept(request: Request, old: Nic, parent: Parent, guest: str) -> Attachment:
     """The attachment as it is. Raises ConflictError where the request says otherwise."""
     record, shown = old.record, old.interface
     kept = Attachment(
@@ -117,18 +122,23 @@ def _kept(request: Request, old: Nic, parent: Parent) -> Attachment:
     )  # fmt: skip
     if record.parent != parent.name:
         raise ConflictError(
-            f"the NIC {record.mac} is on {record.parent} already, not on {parent.name}",
-            hint=f"detach it first: guestnet detach GUEST {record.mac}",
+            f"the NIC {record.mac} of {guest} is on {record.parent} already, not on {parent.name}",
+            hint=f"detach it first: guestnet detach {guest} {record.mac}",
         )
     said = ("mode", "ifname", "backend", "model", "queues", "mtu", "multicast", "link", "boot_order", "inbound",
             "outbound")  # fmt: skip
     for name in said:
         asked, has = getattr(request, name), getattr(kept, name)
         if asked is not None and asked != has:
-            word = name.replace("_", " ")
+            word = "MTU" if name == "mtu" else name.replace("_", " ")
+            first = f"guestnet detach {guest} {record.mac}"
+            if name in ("mode", "mtu", "link", "inbound", "outbound"):
+                first = f"guestnet set {guest} {record.mac} --{name} {asked}"
             raise ConflictError(
-                f"the NIC {record.mac} on {record.parent} is there with {word} {has}, not {asked}",
-                hint="guestnet set changes mode, link, MTU and bandwidth; for a second NIC on this parent give --mac",
+                f"{guest} has a NIC on {record.parent} already, {record.mac}, "
+                + (f"without {word}" if has is None else f"with {word} {has}")
+                + f" instead of {asked}",
+                hint=f"{first}, or give --mac for a second NIC on {record.parent}",
             )
     return kept
 
@@ -143,7 +153,6 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
             "mode source is for a macvlan of the host, a guest would hear nothing else",
             hint="one of bridge, vepa, private, passthru",
         )
-    check_parent(parent, now.host, mode=mode)
     check_mtu(request.mtu, parent)
     mac = request.mac or Mac.derive(now.machine_id, now.guest.name, parent.name, ordinal)
     if mode is Mode.PASSTHRU and backend is Backend.MACVTAP:
@@ -154,12 +163,16 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
                 hint="leave --mac out",
             )
         mac = Mac(parent.base.mac)
-    else:
-        check_mac(mac, parent, now.host)
-    _check_guest_macs(mac, now)
     ifname = "" if backend is Backend.DIRECT else str(request.ifname or mac.ifname)
     taken = now.host.find(ifname) if ifname else None
-    if taken is not None and not _is_this_guests(taken, now.guest):
+    mine = taken is not None and _is_this_guests(taken, now.guest, mac)
+    # a link that an earlier attach left is no rival of this one
+    rivals = replace(now.host, links=tuple(link for link in now.host.links if not (mine and link is taken)))
+    check_parent(parent, rivals, mode=mode)
+    if mode is not Mode.PASSTHRU or backend is Backend.DIRECT:
+        check_mac(mac, parent, rivals)
+    _check_guest_macs(mac, now)
+    if taken is not None and not mine:
         raise ConflictError(
             f"the interface name {ifname} is taken by {describe(taken, now.host)}", hint="choose another with --ifname"
         )
@@ -225,13 +238,19 @@ def _check_guest_macs(mac: Mac, now: Situation) -> None:
             raise ConflictError(f"{mac} is the MAC of another NIC of {now.guest.name}", hint="give another with --mac")
 
 
-def _is_this_guests(link: Link, guest: Guest) -> bool:
-    return link.owner is Owner.GUEST and link.guest_uuid == guest.uuid
+def _is_this_guests(link: Link, guest: Guest, mac: str) -> bool:
+    """Whether an attach of this guest made it, one that was killed before it could say so included."""
+    unmarked = link.ours and not link.alias and link.mac == mac
+    return unmarked or (link.owner is Owner.GUEST and link.guest_uuid == guest.uuid)
 
 
 def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
     """The steps that make the macvtap of a NIC; none where it stands. Raises ConflictError where another does."""
     there = now.host.find(nic.ifname)
+    new = NewLink(
+        kind=Kind.MACVTAP, name=nic.ifname, parent=parent.name, mode=nic.mode, mac=nic.mac, mtu=nic.mtu,
+        multicast=nic.multicast, alias=guest_alias(now.guest.uuid, now.guest.name),
+    )  # fmt: skip
     if there is None:
         running = next((old for old in nics(now.guest) if old.mac == nic.mac and old.live is not None), None)
         if running is not None:
@@ -239,13 +258,10 @@ def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
                 f"the macvtap {nic.ifname} of the running guest {now.guest.name} is gone, its NIC is dead",
                 hint=f"guestnet detach {now.guest.name} {nic.mac}, then attach it again",
             )
-        new = NewLink(
-            kind=Kind.MACVTAP, name=nic.ifname, parent=parent.name, mode=nic.mode, mac=nic.mac, mtu=nic.mtu,
-            multicast=nic.multicast, alias=guest_alias(now.guest.uuid, now.guest.name),
-        )  # fmt: skip
+        check_parent(parent, now.host, mode=nic.mode)
         return (*make_parent(parent), *make_link(new, quiet=True))
     lower = now.host.at(there.parent)
-    if not _is_this_guests(there, now.guest) or there.kind != "macvtap" or there.mac != nic.mac:
+    if not _is_this_guests(there, now.guest, nic.mac) or there.kind != "macvtap" or there.mac != nic.mac:
         raise ConflictError(
             f"the interface name {nic.ifname} is taken by {describe(there, now.host)}",
             hint="choose another with --ifname",
@@ -258,15 +274,18 @@ def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
     steps: list[Step] = list(make_parent(parent))
     if there.mode is not nic.mode:
         steps.append(SetMode(name=nic.ifname, mode=nic.mode))
-    if not there.up:
+    if nic.mtu is not None and there.mtu != nic.mtu:
+        steps.append(SetMtu(name=nic.ifname, mtu=nic.mtu))
+    if not there.alias:
+        steps += make_link(new, quiet=True)[1:]  # it stands, and was never dressed
+    elif not there.up:
         steps.append(SetUp(name=nic.ifname))
     return tuple(steps)
 
 
 def _parent_notes(parent: Parent, steps: tuple[Step, ...]) -> list[str]:
-    notes = []
-    if any(isinstance(step, SetUp) and step.name == parent.base.name for step in steps):
-        notes.append(f"{parent.base.name} was down and is brought up")
+    rising = {step.name for step in steps if isinstance(step, SetUp)}
+    notes = [f"{link.name} was down and is brought up" for link in parent.down if link.name in rising]
     notes += [f"VLAN {new.vlan} on {new.parent} is made: {new.name}" for new in parent.vlans]
     return notes
 
@@ -275,7 +294,8 @@ def _with(host: Host, parent: Parent, nic: Attachment | None) -> Host:
     """The host as it will be after these steps, for the next NIC of the same plan to be checked against."""
     if nic is None:
         return host
-    links = [replace(link, up=True) if link.index == parent.base.index else link for link in host.links]
+    risen = {link.index for link in parent.down}
+    links = [replace(link, up=True) if link.index in risen else link for link in host.links]
     lower, index = parent.base.index, -1 - len(host.links)
     for new in parent.vlans:
         links.append(
@@ -298,10 +318,12 @@ def _check_slots(guest: Guest, new: list[Attachment]) -> None:
         count = sum(1 for nic in new if nic.model == model)
         free = xml.free_slots(guest.live, model)
         if free is not None and free < count:
+            bridge = "pcie-root-port" if model.startswith(xml.EXPRESS_MODELS) else "pcie-to-pci-bridge"
             raise ConflictError(
-                f"{guest.name} has no free PCI slot for hot-plug"
-                + (f": {count} NICs of model {model} need as many, {free} are free" if free else ""),
-                hint=f"attach with --config and restart it, or add pcie-root-port controllers: virsh edit {guest.name}",
+                f"{guest.name} has no free PCI slot to hot-plug a NIC of model {model}"
+                if not free
+                else f"{guest.name} has too few free PCI slots for hot-plug: {count} are needed, {free} free",
+                hint=f"attach with --config and restart it, or add {bridge} controllers: virsh edit {guest.name}",
             )
 
 

@@ -6,9 +6,9 @@ from guestnet.errors import ConflictError, NotFoundError, UsageError
 from guestnet.guest import xml
 from guestnet.model import LIVE_MODES, Backend, Bandwidth, Guest, Link, LinkState, Mode
 from guestnet.plan.detach import named_nic
-from guestnet.plan.host import Nic, Situation, scope
 from guestnet.plan.metadata import rewrite_metadata
 from guestnet.plan.parent import Parent, check_mtu
+from guestnet.plan.situation import Nic, Situation, scope
 from guestnet.plan.steps import SetMode, SetMtu, Step, Update
 
 
@@ -43,7 +43,7 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
     Raises ConflictError, with the reason, for what kernel or libvirt cannot change.
     """
     if wanted == Change():
-        raise UsageError("nothing to set was said", hint="give --mode, --link, --mtu, --inbound or --outbound")
+        raise UsageError("there is nothing to set", hint="give --mode, --link, --mtu, --inbound or --outbound")
     guest = now.guest
     nic = named_nic(name, guest)
     if not live and not config:
@@ -79,14 +79,17 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
 
 def _mode(mode: Mode, nic: Nic, guest: Guest, link: Link | None, *, live: bool) -> list[Step]:
     old = nic.record.mode
+    if mode is Mode.SOURCE:
+        raise UsageError(
+            "mode source is for a macvlan of the host, a guest would hear nothing else",
+            hint="one of bridge, vepa, private, passthru",
+        )
     if nic.record.backend is Backend.DIRECT and live:
         raise ConflictError(
             f"the macvtap of NIC {nic.mac} is libvirt's (type='direct'), which changes no mode of a NIC in use",
             hint=f"use --config for the next start, or detach it and attach it with --mode {mode}",
         )
     if nic.record.backend is Backend.DIRECT:
-        if mode is Mode.SOURCE:
-            raise UsageError("libvirt has no mode source", hint="one of bridge, vepa, private, passthru")
         return []
     if old not in LIVE_MODES or mode not in LIVE_MODES:
         raise ConflictError(
@@ -119,13 +122,13 @@ def _mtu(mtu: int, nic: Nic, guest: Guest, link: Link | None, now: Situation, *,
 def _update(text: str, nic: Nic, wanted: Change, guest: Guest, *, live: bool) -> list[Step]:
     element = xml.interface_element(text, nic.mac)
     before = xml.text_of(element)
-    if wanted.link is not None:
+    shown = nic.live if live else nic.config
+    assert shown is not None
+    if wanted.link not in (None, shown.link):
         xml.set_link(element, wanted.link)
-    if wanted.inbound is not None or wanted.outbound is not None:
-        shown = nic.live if live else nic.config
-        assert shown is not None
-        inbound = wanted.inbound[0] if wanted.inbound is not None else shown.inbound
-        outbound = wanted.outbound[0] if wanted.outbound is not None else shown.outbound
+    inbound = wanted.inbound[0] if wanted.inbound is not None else shown.inbound
+    outbound = wanted.outbound[0] if wanted.outbound is not None else shown.outbound
+    if (inbound, outbound) != (shown.inbound, shown.outbound):
         xml.set_bandwidth(element, inbound, outbound)
     if not live and wanted.mtu is not None:
         xml.set_mtu(element, wanted.mtu)

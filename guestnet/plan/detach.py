@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from guestnet.errors import NotFoundError
 from guestnet.guest import xml
-from guestnet.model import VLAN_ALIAS, Backend, Guest, Link
-from guestnet.plan.host import Host, Nic, Situation, lost_records, nics, scope
+from guestnet.model import Backend, Guest, Link
+from guestnet.plan.host import Host
 from guestnet.plan.metadata import rewrite_metadata
+from guestnet.plan.situation import Nic, Situation, lost_records, nics, scope
 from guestnet.plan.steps import DeleteLink, Step, Unplug, UnplugConfig
 
 
@@ -32,7 +33,7 @@ def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bo
     live, config = _scope(guest, live=live, config=config)
     existing = nics(guest)
     lost = lost_records(guest)
-    chosen = list(existing) if everything else [_named(name, existing, lost, guest) for name in names]
+    chosen = [nic for nic in existing if nic.recorded] if everything else [_named(name, existing, lost, guest) for name in names]
     forgotten = list(lost) if everything else [nic for nic in chosen if isinstance(nic, xml.Record)]
     chosen = [nic for nic in dict.fromkeys(chosen) if isinstance(nic, Nic)]
     steps: list[Step] = []
@@ -91,25 +92,13 @@ def delete_links(records: Iterable[xml.Record], guest: Guest, host: Host) -> lis
     going: list[Link] = []
     for record in records:
         link = host.find(record.ifname) if record.ifname else None
-        # without alias: made by an attach that was killed before it could say whose it is
-        mine = link is not None and link.ours and link.mac == record.mac and link.guest_uuid in (guest.uuid, "")
+        # the MAC does not tell: whoever holds the tap can change it. Without alias it does: the link was made by an
+        # attach that was killed before it could say whose it is
+        mine = (
+            link is not None
+            and link.ours
+            and (link.guest_uuid == guest.uuid or (not link.alias and link.mac == record.mac))
+        )
         if link is not None and mine and link not in going:
             going.append(link)
-    return [DeleteLink(name=link.name) for link in (*going, *unused_vlans(going, host))]
-
-
-def unused_vlans(going: list[Link], host: Host) -> list[Link]:
-    """The VLANs of ours that nothing stands on once these links are gone, topmost first."""
-    gone = {link.index for link in going}
-    found: list[Link] = []
-    queue = [link.parent for link in going if link.parent_netnsid is None]
-    while queue:
-        vlan = host.at(queue.pop(0))
-        if vlan is None or vlan.index in gone or vlan.kind != "vlan" or not vlan.ours or vlan.alias != VLAN_ALIAS:
-            continue
-        if any(link.index not in gone for link in host.above(vlan)):
-            continue
-        gone.add(vlan.index)
-        found.append(vlan)
-        queue.append(vlan.parent)
-    return found
+    return [DeleteLink(name=link.name) for link in (*going, *host.unused_vlans(going))]

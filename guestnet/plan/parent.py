@@ -1,12 +1,12 @@
 """Parents: what a name means, whether a link can be made on it, and the steps that make it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from guestnet.errors import ConflictError, NotFoundError, UsageError
 from guestnet.model import NAME_MAX, VLAN_ALIAS, Kind, Link, Mac, Mode, Multicast, NewLink, vlan_id
 from guestnet.plan.host import Host
-from guestnet.plan.steps import AddLink, AllowMulticast, GiveNode, Mark, Quiet, SetUp, Step
+from guestnet.plan.steps import AddLink, AllowMulticast, GiveNode, LinkStep, Mark, Quiet, SetUp
 
 MTU_MIN, MTU_MAX = 68, 65535
 """What an IPv4 link must carry (RFC 791) and what an Ethernet link of Linux can (ETH_MAX_MTU)."""
@@ -14,11 +14,16 @@ MTU_MIN, MTU_MAX = 68, 65535
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """A parent as it will be: its name, the link at the bottom that is there now, and the VLANs to make on it."""
+    """A parent as it will be: its name, the link at the bottom that is there now, and the VLANs to make on it.
+
+    ``down`` are the links that have to be brought up for it, lowest first: a VLAN does not come up on a NIC that is
+    down (vlan_dev_open answers ENETDOWN).
+    """
 
     name: str
     base: Link
     vlans: tuple[NewLink, ...] = ()
+    down: tuple[Link, ...] = ()
 
     @property
     def link(self) -> Link | None:
@@ -38,9 +43,11 @@ def resolve_parent(text: str, vlan: int | None, host: Host) -> Parent:
     found = host.find(text)
     if found is not None:
         _check_vlan_name(found, host)
-        return Parent(name=found.name, base=found)
+        return _there(found, host)
+    if not text:
+        raise UsageError("the name of the parent is empty", hint="`ip link` shows the interfaces there are")
     nic, dot, tail = text.rpartition(".")
-    if dot and nic and (host.find(nic) is not None or ("." in nic and tail.isdigit())):
+    if nic and tail.isdigit() and (host.find(nic) is not None or "." in nic):
         return _vlan_on(resolve_parent(nic, None, host), vlan_id(tail), text, host)
     near = get_close_matches(text, [link.name for link in host.links if not link.loopback], n=3)
     missing = nic if dot and nic and tail.isdigit() else text
@@ -54,20 +61,39 @@ def _vlan_on(below: Parent, vid: int, name: str, host: Host) -> Parent:
     if below.link is not None:
         for link in host.above(below.link):
             if link.kind == "vlan" and link.vlan == vid and link.vlan_protocol == "802.1Q":
-                return Parent(name=link.name, base=link)
+                return _there(link, host)
     if len(name.encode()) > NAME_MAX:
         raise UsageError(
             f"the VLAN name {name} has {len(name.encode())} characters, the kernel takes {NAME_MAX}",
-            hint=f"make it under a short name: guestnet vlan add NAME --parent {below.name} --vlan {vid}",
+            hint=f"make it under a short name: {_make_vlan(below.name, vid)}",
         )
     taken = host.find(name)
     if taken is not None:
         raise ConflictError(
-            f"{name} exists and is not VLAN {vid} on {below.name}: it is {describe(taken, host)}",
-            hint="rename or delete it, or name another parent",
+            f"{name} exists and is not VLAN {vid} (802.1Q) on {below.name}: it is {describe(taken, host)}",
+            hint=f"rename it, or make the VLAN under another name: {_make_vlan(below.name, vid)}",
         )
     new = NewLink(kind=Kind.VLAN, name=name, parent=below.name, vlan=vid, alias=VLAN_ALIAS)
-    return Parent(name=name, base=below.base, vlans=(*below.vlans, new))
+    return replace(below, name=name, vlans=(*below.vlans, new))
+
+
+def _there(link: Link, host: Host) -> Parent:
+    return Parent(name=link.name, base=link, down=tuple(one for one in reversed(_tower(link, host)) if not one.up))
+
+
+def _tower(link: Link, host: Host) -> list[Link]:
+    """The link and those it stands on in this namespace, topmost first."""
+    found = [link]
+    while found[-1].parent_netnsid is None and found[-1].kind != "veth":
+        lower = host.at(found[-1].parent)
+        if lower is None or lower in found:
+            break
+        found.append(lower)
+    return found
+
+
+def _make_vlan(parent: str, vid: int | str) -> str:
+    return f"guestnet vlan add NAME --parent {parent} --vlan {vid}"
 
 
 def _check_vlan_name(link: Link, host: Host) -> None:
@@ -78,7 +104,7 @@ def _check_vlan_name(link: Link, host: Host) -> None:
     if link.kind != "vlan" or str(link.vlan) != tail or lower is None or lower.name != nic:
         raise ConflictError(
             f"{link.name} is not VLAN {tail} on {nic}: it is {describe(link, host)}",
-            hint="rename it, or say what you mean with --parent NIC --vlan VID",
+            hint=f"rename it, or make the VLAN under another name: {_make_vlan(nic, tail)}",
         )
 
 
@@ -101,7 +127,7 @@ def check_parent(parent: Parent, host: Host, *, mode: Mode | None = None) -> Non
     if not base.ethernet:
         raise ConflictError(f"{base.name} is no Ethernet interface", hint="name an Ethernet NIC, VLAN, bond or bridge")
     if base.kind in ("macvtap", "macvlan"):
-        lower = host.at(base.parent)
+        lower = host.at(base.parent) if base.parent_netnsid is None else None
         raise ConflictError(
             f"{base.name} is a {base.kind} itself, the kernel would use its parent",
             hint=f"use --parent {lower.name}" if lower is not None else "use the parent itself",
@@ -110,12 +136,16 @@ def check_parent(parent: Parent, host: Host, *, mode: Mode | None = None) -> Non
         master = host.at(base.master)
         name = master.name if master is not None else f"ifindex {base.master}"
         kind = base.port_kind or (master.kind if master is not None else "") or "another link"
-        raise ConflictError(f"{base.name} is a port of {name} ({kind})", hint=f"use the {kind} itself: --parent {name}")
-    if base.name in host.wireless:
+        instead = name + "".join(f".{vlan.vlan}" for vlan in parent.vlans)
         raise ConflictError(
-            f"{base.name} is a Wi-Fi interface: its access point drops frames of any other MAC address",
-            hint="use a wired NIC, or libvirt's routed or NAT network",
+            f"{base.name} is a port of {name} ({kind})", hint=f"use the {kind} itself: --parent {instead}"
         )
+    for link in _tower(base, host):
+        if link.name in host.wireless:
+            raise ConflictError(
+                f"{link.name} is a Wi-Fi interface: its access point drops frames of any other MAC address",
+                hint="use a wired NIC, or libvirt's routed or NAT network",
+            )
     if mode is None or parent.link is None:
         return
     children = [link for link in host.above(base) if link.mode is not None]
@@ -125,8 +155,8 @@ def check_parent(parent: Parent, host: Host, *, mode: Mode | None = None) -> Non
             f"{base.name} is taken whole by {exclusive.name} in mode passthru",
             hint="choose another parent, or delete that one first",
         )
-    if mode is Mode.PASSTHRU and children:
-        names = ", ".join(link.name for link in children[:3])
+    if mode is Mode.PASSTHRU and (children or base.index in host.used_elsewhere):
+        names = ", ".join(link.name for link in children[:3]) or "a link of another network namespace"
         raise ConflictError(
             f"mode passthru takes {base.name} whole, and it is used by {names}",
             hint="choose mode bridge, or another parent",
@@ -157,19 +187,17 @@ def check_mtu(mtu: int | None, parent: Parent) -> None:
         )
 
 
-def make_parent(parent: Parent, *, quiet: bool = True) -> tuple[Step, ...]:
+def make_parent(parent: Parent, *, quiet: bool = True) -> tuple[LinkStep, ...]:
     """The steps that make the VLANs of a parent and bring it up; none where it is there and up."""
-    steps: list[Step] = []
-    if not parent.base.up:
-        steps.append(SetUp(name=parent.base.name))
+    steps: list[LinkStep] = [SetUp(name=link.name) for link in parent.down]
     for vlan in parent.vlans:
         steps += make_link(vlan, quiet=quiet)
     return tuple(steps)
 
 
-def make_link(new: NewLink, *, quiet: bool) -> tuple[Step, ...]:
+def make_link(new: NewLink, *, quiet: bool) -> tuple[LinkStep, ...]:
     """The steps that make a link, marked and dressed as asked."""
-    steps: list[Step] = [AddLink(new=new)]
+    steps: list[LinkStep] = [AddLink(new=new)]
     if new.kind is Kind.MACVTAP:
         steps.append(GiveNode(name=new.name))
     steps.append(Mark(name=new.name, alias=new.alias))

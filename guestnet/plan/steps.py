@@ -189,24 +189,9 @@ class UnplugConfig:
         return f"take NIC {self.mac} out of {self.guest} (config)"
 
 
-Step = (
-    AddLink
-    | GiveNode
-    | Mark
-    | Quiet
-    | AllowMulticast
-    | SetUp
-    | SetMode
-    | SetMtu
-    | SetMac
-    | Move
-    | DeleteLink
-    | Remember
-    | Plug
-    | Update
-    | Unplug
-    | UnplugConfig
-)
+LinkStep = AddLink | GiveNode | Mark | Quiet | AllowMulticast | SetUp | SetMode | SetMtu | SetMac | Move | DeleteLink
+GuestStep = Remember | Plug | Update | Unplug | UnplugConfig
+Step = LinkStep | GuestStep
 
 
 def _where(live: bool, config: bool) -> str:

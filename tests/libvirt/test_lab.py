@@ -1,10 +1,12 @@
 """The lab on the real kernel, libvirt and QEMU: what it gives, and that nothing is left of it whatever was killed."""
 
 import concurrent.futures
+import contextlib
 import glob
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,39 +28,52 @@ getattr(Lab(name=sys.argv[1]), sys.argv[2])(progress=lambda line: print(line, fl
 """
 
 
+def spaces(pid):
+    """The mount, network and host name namespace of a process."""
+    return [os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in ("mnt", "net", "uts")]
+
+
 def traces():
-    """What a lab could leave on the machine: links, namespaces, mounts, processes in other namespaces, tap nodes."""
+    """What a lab could leave on the machine: links, namespaces, mounts, files, processes in other namespaces.
+
+    Other labs than this file's, whose names begin with lt, may come and go meanwhile.
+    """
+    others = set()
+    for state in set(glob.glob("/run/guestnet/lab/*/")) - set(glob.glob("/run/guestnet/lab/lt*/")):
+        with contextlib.suppress(FileNotFoundError):
+            others.update(living(Homes(device=os.stat(state).st_dev)))
     links = json.loads(subprocess.run(["ip", "-json", "link"], check=True, capture_output=True).stdout)
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     processes = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-            spaces = [os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in ("mnt", "net", "uts")]
-        except OSError:  # ended, a zombie, or closed to us
-            continue
-        if spaces != [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("mnt", "net", "uts")]:
-            processes.add((int(pid), name))
+        with contextlib.suppress(OSError):  # ended, a zombie, or closed to us
+            if int(pid) not in others and spaces(pid) != spaces("self"):
+                processes.add((int(pid), Path(f"/proc/{pid}/comm").read_text().strip()))
+    libvirt = [
+        path for top in ("run", "var/lib", "var/cache", "var/log", "etc") for path in glob.glob(f"/{top}/libvirt/*")
+    ]
     return {
-        "links": sorted(link["ifname"] for link in links),
-        "namespaces": sorted(path for path in glob.glob("/run/netns/*")),
-        "mounts": sorted(point for point in mounts if point != "/run/netns"),  # ip-netns(8) makes and keeps that one
+        "links": {link["ifname"] for link in links},
+        "namespaces": set(glob.glob("/run/netns/gnlab-lt*")),
+        # ip-netns(8) makes the mount /run/netns and keeps it
+        "mounts": {
+            point for point in mounts if not re.match("/run/(netns$|(netns/gnlab-|guestnet/lab/)(?!lt))", point)
+        },
         "processes": processes,
-        "taps": sorted(glob.glob("/dev/tap*")),
-        "state": sorted(glob.glob("/run/guestnet/lab/*")),
-        "libvirt": sorted(glob.glob("/run/libvirt/*") + glob.glob("/var/lib/libvirt/*") + glob.glob("/etc/libvirt/*")),
+        "state": set(glob.glob("/run/guestnet/lab/lt*")),
+        "libvirt": set(libvirt),
     }
 
 
 @pytest.fixture
 def nothing_stays():
-    """Everything a lab could leave is as it was when the test ends; the kernel's own clean-up gets a moment."""
+    """Nothing that a lab could leave is new when the test ends; the kernel's own clean-up gets a moment."""
     before = traces()
     yield
     deadline = time.monotonic() + 3
-    while (after := traces()) != before and time.monotonic() < deadline:
+    while any((new := {kind: found - before[kind] for kind, found in traces().items()}).values()):
+        assert time.monotonic() < deadline, new
         time.sleep(0.02)
-    assert after == before
 
 
 @pytest.fixture
@@ -80,7 +95,7 @@ def made(nothing_stays):
 @pytest.fixture(scope="module")
 def pair():
     """Two nodes with two uplinks and one guest each, for the tests that leave it as it was."""
-    lab = Lab(name="tpair")
+    lab = Lab(name="ltpair")
     lab.up(nodes=2, guests=1, nics=2)
     yield lab
     lab.down()
@@ -106,7 +121,7 @@ def macvtap(node, name, mac, parent="nic0"):
     uevent = f"/sys/class/net/{name}/macvtap/tap{index}/dev"
     major, minor = node.run(["cat", uevent], check=True).stdout.strip().split(":")
     node.run(["mknod", f"/dev/tap{index}", "c", major, minor], check=True)
-    return f"/dev/tap{index}"
+    return f"/dev/tap{index}", os.makedev(int(major), int(minor))
 
 
 def test_every_part_of_a_lab_that_is_up_is_found_alive(pair):
@@ -143,6 +158,11 @@ def test_a_node_sees_the_callers_files_and_talks_to_its_own_libvirt(pair, tmp_pa
     assert node.run(["virsh", "list", "--name"]).stdout.split() == ["n2g1"]
 
 
+def test_a_nodes_libvirt_answers_a_program_outside_it(pair):
+    command = ["virsh", "-q", "-c", pair.node("n2").uri, "list", "--name"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == ["n2g1"]
+
+
 def test_a_command_in_a_guest_gives_its_status_and_all_its_output(pair):
     guest = pair.node("n1").guest("n1g1")
     assert guest.run("echo 'a  b'; echo c >&2; exit 7") == (7, "a  b\nc\n")
@@ -169,7 +189,7 @@ def test_a_guest_command_past_its_deadline_is_ended_and_the_next_one_works(pair)
 def test_a_guest_takes_a_nic_while_it_runs_reaches_the_other_node_and_gives_it_back(pair):
     node, mac = pair.node("n1"), "52:54:00:00:00:01"
     guest = node.guest("n1g1")
-    tap = macvtap(node, "gntest", mac)
+    tap, _ = macvtap(node, "gntest", mac)
     xml = (
         f"<interface type='ethernet'><mac address='{mac}'/><target dev='gntest' managed='no'/>"
         "<model type='virtio'/></interface>"
@@ -187,7 +207,7 @@ def test_a_guest_takes_a_nic_while_it_runs_reaches_the_other_node_and_gives_it_b
 
 def test_up_refuses_a_lab_that_is_there_and_leaves_it_alone(pair):
     with pytest.raises(ConflictError):
-        Lab(name="tpair").up()
+        Lab(name="ltpair").up()
     assert pair.status().ok
 
 
@@ -206,7 +226,7 @@ def test_a_guest_obeys_shutdown_and_a_guest_that_is_off_is_called_so(pair):
 
 
 def test_two_labs_stand_side_by_side_and_one_goes_without_the_other(made):
-    first, second = made("tone", nodes=1, guests=0), made("ttwo", nodes=1)
+    first, second = made("ltone", nodes=1, guests=0), made("lttwo", nodes=1)
     assert first.status().ok
     assert second.status().ok
     assert first.status().nodes[0].libvirtd != second.status().nodes[0].libvirtd
@@ -219,12 +239,12 @@ def test_two_labs_stand_side_by_side_and_one_goes_without_the_other(made):
 
 
 def test_down_leaves_nothing_of_a_lab_whose_parts_were_killed_and_that_users_added_to(made):
-    lab = made("tparts", nodes=2)
+    lab = made("ltparts", nodes=2)
     first, second = lab.nodes()
-    macvtap(first, "gntest", "52:54:00:00:00:02")
+    taps = {macvtap(first, "gntest", "52:54:00:00:00:02")[1]}
     first.run(["ip", "link", "add", "link", "nic0", "name", "nic0.11", "type", "vlan", "id", "11"])
     first.run(["ip", "link", "add", "br9", "type", "bridge"], check=True)
-    macvtap(first, "gnbridge", "52:54:00:00:00:03", parent="br9")
+    taps.add(macvtap(first, "gnbridge", "52:54:00:00:00:03", parent="br9")[1])
     first.run(["ip", "netns", "add", "inner"], check=True)
     null = subprocess.DEVNULL
     inside = first.argv(["ip", "netns", "exec", "inner", "sleep", "1000"])
@@ -249,6 +269,7 @@ def test_down_leaves_nothing_of_a_lab_whose_parts_were_killed_and_that_users_add
         assert status.nodes[0].libvirtd is None
         assert [guest.state for node in status.nodes for guest in node.guests] == ["unknown", "shut off"]
         lab.down()
+        assert not taps & {os.stat(path).st_rdev for path in glob.glob("/dev/tap*")}
         assert nested.wait(5) == -signal.SIGKILL
         assert guest_of_ours.wait(5) == -signal.SIGKILL
     lab.down()
@@ -256,18 +277,18 @@ def test_down_leaves_nothing_of_a_lab_whose_parts_were_killed_and_that_users_add
 
 @pytest.mark.parametrize("share", range(8))
 def test_down_leaves_nothing_of_an_up_that_was_killed_at_a_random_moment(nothing_stays, share):
-    seconds = random.Random().uniform(share, share + 1) / 8 * 2.0
-    with spawn("tkill", "up", nodes=2, guests=1) as up:
+    seconds = random.SystemRandom().uniform(share, share + 1) / 8 * 2.0
+    with spawn("ltkill", "up", nodes=2, guests=1) as up:
         assert up.stdout is not None
         first = up.stdout.readline()  # it has begun: the imports are behind it
         time.sleep(seconds)
         up.kill()
-    Lab(name="tkill").down()
+    Lab(name="ltkill").down()
     assert first, f"killed after {seconds} s"
 
 
 def test_an_interrupted_up_takes_itself_down(nothing_stays):
-    with spawn("tint", "up", nodes=2, guests=1) as up:
+    with spawn("ltint", "up", nodes=2, guests=1) as up:
         assert up.stdout is not None
         while "runs" not in up.stdout.readline():
             assert up.poll() is None
@@ -278,8 +299,8 @@ def test_an_interrupted_up_takes_itself_down(nothing_stays):
 
 def test_a_down_that_was_killed_is_finished_by_the_next(made):
     for moment in (0.0, 0.03, 0.06):
-        lab = made("tdown", nodes=2, guests=0)
-        with spawn("tdown", "down") as down:
+        lab = made("ltdown", nodes=2, guests=0)
+        with spawn("ltdown", "down") as down:
             assert down.stdout is not None
             assert down.stdout.readline() == "ending the lab's processes\n"
             time.sleep(moment)
@@ -290,10 +311,10 @@ def test_a_down_that_was_killed_is_finished_by_the_next(made):
 
 
 def test_down_waits_for_an_up_that_is_at_work(nothing_stays):
-    with spawn("twait", "up", nodes=1, guests=0) as up:
+    with spawn("ltwait", "up", nodes=1, guests=0) as up:
         assert up.stdout is not None
         assert up.stdout.readline()
-        Lab(name="twait").down()
+        Lab(name="ltwait").down()
         assert up.wait(30) == 0
 
 
@@ -303,11 +324,11 @@ def test_an_up_that_fails_leaves_nothing(nothing_stays, monkeypatch, tmp_path):
     bad.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(Exception, match="the daemon is broken"):
-        Lab(name="tfail").up(nodes=2, guests=0)
+        Lab(name="ltfail").up(nodes=2, guests=0)
 
 
 def test_down_without_a_lab_does_nothing(nothing_stays):
-    Lab(name="tnone").down()
+    Lab(name="ltnone").down()
 
 
 @pytest.mark.parametrize("name", ["", "Lab", "a/b", "..", "a" * 9, "a b", "a-b"])

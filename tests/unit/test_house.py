@@ -18,7 +18,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 # Lowest first. A module imports from lower layers and from its own; a new module needs a place here.
 LAYERS = (
-    ("errors", "undo", "model", "templates"),
+    ("errors", "undo", "model", "templates", "machine"),
     ("kernel",),
     ("guest",),
     ("plan",),

@@ -1,0 +1,159 @@
+"""Effects on links."""
+
+from collections.abc import Callable
+
+from guestnet.apply.doors import Doors
+from guestnet.errors import ConflictError, GuestnetError, NotFoundError
+from guestnet.kernel import netns, tap
+from guestnet.kernel.link import ADDR_GEN_MODE_NONE, Links
+from guestnet.model import Kind, Link, Mac, NewLink
+from guestnet.plan import steps as plan
+from guestnet.undo import Undo
+
+
+def carry_out(step: plan.LinkStep, doors: Doors, undo: Undo) -> None:
+    """Carry out one step on a link. Raises what the kernel refuses; ``undo`` has the inverse then too."""
+    links = doors.target
+    match step:
+        case plan.AddLink():
+            _add_link(step, doors, undo)
+        case plan.GiveNode():
+            _give_node(step.name, doors, undo)
+        case plan.Mark():
+            link = _link(step.name, links)
+            undo.push(f"mark of {step.name}", _if_there, links, step.name, lambda at: links.mark(at, link.alias))
+            links.mark(link, step.alias)
+        case plan.Quiet():
+            links.quiet(_link(step.name, links))
+        case plan.AllowMulticast():
+            links.set_multicast(_link(step.name, links), True)
+        case plan.SetUp():
+            link = _link(step.name, links)
+            undo.push(f"state of {step.name}", _if_there, links, step.name, lambda at: links.set_up(at, link.up))
+            links.set_up(link, step.up)
+        case plan.SetMode():
+            link = _link(step.name, links)
+            mode = link.mode
+            if mode is not None:
+                sources = tuple(Mac(mac) for mac in link.source_macs)
+                undo.push(
+                    f"mode of {step.name}", _if_there, links, step.name, lambda at: links.set_mode(at, mode, sources)
+                )
+            links.set_mode(link, step.mode, step.source_macs)
+        case plan.SetMtu():
+            link = _link(step.name, links)
+            undo.push(f"MTU of {step.name}", _if_there, links, step.name, lambda at: links.set_mtu(at, link.mtu))
+            links.set_mtu(link, step.mtu)
+        case plan.SetMac():
+            link = _link(step.name, links)
+            old = Mac(link.mac)
+            undo.push(f"MAC of {step.name}", _if_there, links, step.name, lambda at: links.set_mac(at, old))
+            links.set_mac(link, step.mac)
+        case plan.Move():
+            _move(step.name, doors, undo)
+        case plan.DeleteLink():
+            delete(step.name, links)
+
+
+def _link(name: str, links: Links) -> Link:
+    link = links.find(name)
+    if link is None:
+        raise NotFoundError(f"the interface {name} is gone")
+    return link
+
+
+def _if_there(links: Links, name: str, then: Callable[[Link], object]) -> None:
+    link = links.find(name)
+    if link is not None:
+        then(link)
+
+
+def _add_link(step: plan.AddLink, doors: Doors, undo: Undo) -> None:
+    new = step.new
+    parent = _link(new.parent, doors.links)
+    if doors.target.find(new.name) is not None:
+        raise ConflictError(f"{new.kind} {new.name} on {new.parent}: a link of that name exists")
+    undo.push(f"{new.kind} {new.name}", _take_back, new.name, str(new.mac or ""), doors)
+    doors.links.add(new, parent.index, into=doors.into)
+
+
+def _take_back(name: str, mac: str, doors: Doors) -> None:
+    link = doors.target.find(name)
+    if link is None or not link.ours:
+        return
+    if mac and mac in doors.held:
+        raise GuestnetError(f"{name} is left, the guest still holds it")
+    delete(name, doors.target)
+
+
+def _give_node(name: str, doors: Doors, undo: Undo) -> None:
+    """Where devtmpfs made the node there is nothing to do. In a private /dev it is made. Where another namespace's
+    link of the same ifindex has it, the link is made again under an ifindex of its own: libvirt opens by ifindex."""
+    device = tap.device(name, namespace=doors.into)
+    if device.node() is tap.Node.FOREIGN:
+        link = _link(name, doors.target)
+        lower = next((one for one in doors.links.all() if one.index == link.parent), None)
+        if lower is None:
+            raise NotFoundError(f"the parent of {name} is gone")
+        doors.target.delete(link)
+        again = _again(link, lower)
+        index = tap.free_index(frozenset(one.index for one in doors.target.all()))
+        doors.links.add(again, lower.index, into=doors.into, index=index)
+        device = tap.device(name, namespace=doors.into)
+    if device.node() is tap.Node.MISSING:
+        undo.push(f"node of {name}", tap.remove_node, device)
+        tap.make_node(device)
+
+
+def _move(name: str, doors: Doors, undo: Undo) -> None:
+    """An ifindex that is taken there is changed on the way, and the node in /dev, which goes with it, made anew."""
+    if doors.into is None:
+        raise GuestnetError(f"{name} has no namespace to go to")
+    link = _link(name, doors.links)
+    before = tap.device(name, namespace=doors.links.namespace) if link.kind == Kind.MACVTAP else None
+    taken = frozenset(one.index for one in doors.target.all())
+    index = tap.free_index(taken) if link.index in taken else None
+    undo.push(f"move of {name}", _bring_back, link, doors)
+    doors.links.move(link, doors.into, index=index)
+    if before is None or index is None:
+        return
+    tap.remove_node(before)
+    device = tap.device(name, namespace=doors.into)
+    if device.node() is tap.Node.MISSING:
+        undo.push(f"node of {name}", tap.remove_node, device)
+        tap.make_node(device)
+
+
+def _bring_back(link: Link, doors: Doors) -> None:
+    moved = doors.target.find(link.name)
+    if moved is None or moved.mac != link.mac or moved.kind != link.kind:
+        return
+    with netns.own() as home:
+        doors.target.move(moved, home, index=link.index if moved.index != link.index else None)
+    back = _link(link.name, doors.links)
+    if link.addrgenmode == ADDR_GEN_MODE_NONE:
+        doors.links.quiet(back)
+    if link.up:
+        doors.links.set_up(back)
+    if link.kind == Kind.MACVTAP:
+        device = tap.device(link.name)
+        if device.node() is tap.Node.MISSING:
+            tap.make_node(device)
+
+
+def _again(link: Link, lower: Link) -> NewLink:
+    return NewLink(
+        kind=Kind.MACVTAP, name=link.name, parent=lower.name, alias=link.alias, mode=link.mode, mac=Mac(link.mac),
+        mtu=link.mtu,
+    )  # fmt: skip
+
+
+def delete(name: str, links: Links) -> None:
+    """Delete the link of that name, and its node where no devtmpfs takes it away. Nothing to do where it is gone."""
+    link = links.find(name)
+    if link is None:
+        return
+    device = tap.device(name, namespace=links.namespace) if link.kind == Kind.MACVTAP else None
+    links.delete(link)
+    if device is not None:
+        tap.remove_node(device)

@@ -1,0 +1,210 @@
+"""guestnet macvtap, macvlan, vlan: add, set, list, delete."""
+
+from typing import Annotated, Any
+
+import typer
+
+from guestnet import report
+from guestnet.cli import options
+from guestnet.model import Kind, LinkName, Mac, Mode, Multicast
+
+
+def _group(about: str) -> typer.Typer:
+    return typer.Typer(help=about, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _link_names(texts: list[str]) -> tuple[LinkName, ...]:
+    return tuple(LinkName(text) for text in texts)
+
+
+macvtap_app = _group("Macvtaps: the links a guest's NIC can be.")
+macvlan_app = _group("Macvlans: links of the host's own on another's wire.")
+vlan_app = _group("VLANs of an interface (802.1Q).")
+
+_Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Their names.", show_default=False)]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name.", show_default=False)]
+_Only = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this one.", show_default=False)]
+_Parent = Annotated[str, typer.Option("--parent", metavar="IFACE[.VID]", help="The link they go on.")]
+_Down = Annotated[bool, typer.Option("--down", help="Leave it down.")]
+_UpDown = Annotated[bool | None, typer.Option("--up/--down", help="Bring it up, or down.", show_default=False)]
+_Into = Annotated[str | None, typer.Option("--netns", metavar="NS", help="Make it in this network namespace.")]
+_MoveTo = Annotated[str | None, typer.Option("--netns", metavar="NS", help="Move it into this network namespace.")]
+_At = Annotated[str | None, typer.Option("--netns", metavar="NS", help="In this network namespace.")]
+_Foreign = Annotated[bool, typer.Option("--foreign", help="Even if guestnet did not make it.")]
+_MacvlanMode = Annotated[
+    Mode | None,
+    typer.Option(
+        "--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private, passthru, source.  [bridge]"
+    ),
+]
+_SourceMacs = Annotated[
+    list[Mac] | None,
+    typer.Option("--source-mac", metavar="MAC", parser=Mac, help="An address that mode source listens to; repeatable."),
+]
+
+
+@macvtap_app.command("add")
+def add_macvtap(
+    names: _Names,
+    parent: _Parent,
+    mode: options.ModeOption = None,
+    mac: options.MacOption = None,
+    mtu: options.MtuOption = None,
+    multicast: options.MulticastOption = None,
+    netns: _Into = None,
+    down: _Down = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Make macvtaps on a parent interface: all of them, or none.
+
+    A missing VLAN of the parent (NIC.VID) is made. The host's IPv6 stays off them, and all multicast passes.
+    """
+    from guestnet.plan.hostlink import Wanted
+
+    wanted = Wanted(
+        kind=Kind.MACVTAP, names=_link_names(names), parent=parent, mode=mode or Mode.BRIDGE, mac=mac, mtu=mtu,
+        multicast=multicast or Multicast.ALL, up=not down,
+    )  # fmt: skip
+    _add(wanted, netns, dry_run=dry_run, json=json)
+
+
+@macvlan_app.command("add")
+def add_macvlan(
+    names: _Names,
+    parent: _Parent,
+    mode: _MacvlanMode = None,
+    source_mac: _SourceMacs = None,
+    mac: options.MacOption = None,
+    mtu: options.MtuOption = None,
+    netns: _Into = None,
+    down: _Down = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Make macvlans on a parent interface: all of them, or none.
+
+    A missing VLAN of the parent (NIC.VID) is made.
+    """
+    from guestnet.plan.hostlink import Wanted
+
+    wanted = Wanted(
+        kind=Kind.MACVLAN, names=_link_names(names), parent=parent, mode=mode or Mode.BRIDGE, mac=mac, mtu=mtu,
+        source_macs=tuple(source_mac or ()), up=not down,
+    )  # fmt: skip
+    _add(wanted, netns, dry_run=dry_run, json=json)
+
+
+@vlan_app.command("add")
+def add_vlan(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NIC.VID|NAME]", help="NIC.VID, or any name.", show_default=False)
+    ] = None,
+    parent: Annotated[str | None, typer.Option("--parent", metavar="IFACE", help="The link it is a VLAN of.")] = None,
+    vlan: options.VlanOption = None,
+    mac: options.MacOption = None,
+    mtu: options.MtuOption = None,
+    netns: _Into = None,
+    down: _Down = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Make a VLAN: NIC.VID, or one of any name with --parent NIC --vlan VID."""
+    from guestnet.plan.hostlink import Wanted, vlan_words
+
+    link, nic, number = vlan_words(name, parent, vlan)
+    wanted = Wanted(kind=Kind.VLAN, names=(link,), parent=nic, vlan=number, mac=mac, mtu=mtu, up=not down)
+    _add(wanted, netns, dry_run=dry_run, json=json)
+
+
+@macvtap_app.command("set")
+def set_macvtap(
+    name: _Name,
+    mode: options.ModeOption = None,
+    mac: options.MacOption = None,
+    mtu: options.MtuOption = None,
+    up: _UpDown = None,
+    netns: _MoveTo = None,
+    foreign: _Foreign = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Change a macvtap of the host, in use or not, or move it."""
+    _set(Kind.MACVTAP, name, netns, foreign, dry_run, json, mode=mode, mac=mac, mtu=mtu, up=up)
+
+
+@macvlan_app.command("set")
+def set_macvlan(
+    name: _Name,
+    mode: _MacvlanMode = None,
+    source_mac: _SourceMacs = None,
+    mac: options.MacOption = None,
+    mtu: options.MtuOption = None,
+    up: _UpDown = None,
+    netns: _MoveTo = None,
+    foreign: _Foreign = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Change a macvlan, in use or not, or move it."""
+    sources = tuple(source_mac or ())
+    _set(Kind.MACVLAN, name, netns, foreign, dry_run, json, mode=mode, mac=mac, mtu=mtu, up=up, source_macs=sources)
+
+
+@vlan_app.command("set")
+def set_vlan(
+    name: _Name,
+    mac: options.MacOption = None,
+    mtu: options.MtuOption = None,
+    up: _UpDown = None,
+    netns: _MoveTo = None,
+    foreign: _Foreign = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Change a VLAN, or move it."""
+    _set(Kind.VLAN, name, netns, foreign, dry_run, json, mac=mac, mtu=mtu, up=up)
+
+
+def _both(kind: Kind, app: typer.Typer) -> None:
+    """The commands that are the same for every kind."""
+
+    def show(name: _Only = None, netns: _At = None, json: options.Json = False) -> None:
+        from guestnet import hostlink as verb
+
+        report.links(verb.listed(kind, name, netns), json_wanted=json)
+
+    def delete(
+        names: _Names,
+        netns: _At = None,
+        foreign: _Foreign = False,
+        dry_run: options.DryRun = False,
+        json: options.Json = False,
+    ) -> None:
+        from guestnet import hostlink as verb
+
+        how = verb.Options(netns=netns, dry_run=dry_run)
+        report.links_outcome(verb.delete(kind, tuple(names), how, foreign=foreign), "deleted", json_wanted=json)
+
+    app.command("list", help=f"Show the {kind} links there are, and whose they are.")(show)
+    app.command("delete", help=f"Delete {kind} links; one that must stay stops no other.")(delete)
+
+
+_both(Kind.MACVTAP, macvtap_app)
+_both(Kind.MACVLAN, macvlan_app)
+_both(Kind.VLAN, vlan_app)
+
+
+def _add(wanted: Any, netns: str | None, *, dry_run: bool, json: bool) -> None:
+    from guestnet import hostlink as verb
+
+    report.links_outcome(verb.add(wanted, verb.Options(netns=netns, dry_run=dry_run)), "made", json_wanted=json)
+
+
+def _set(kind: Kind, name: str, netns: str | None, foreign: bool, dry_run: bool, json: bool, **wanted: Any) -> None:
+    from guestnet import hostlink as verb
+    from guestnet.plan.hostlink import Change
+
+    change = Change(netns=netns, **wanted)
+    how = verb.Options(netns=netns, dry_run=dry_run)
+    report.links_outcome(verb.change(kind, name, change, how, foreign=foreign), "changed", json_wanted=json)

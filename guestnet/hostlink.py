@@ -1,0 +1,254 @@
+"""The verbs on the host's own links: add, change, delete, and the list of what there is."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from guestnet import apply, lock
+from guestnet.errors import GuestnetError, NotPermittedError
+from guestnet.kernel import netns
+from guestnet.kernel.link import Links, no_support
+from guestnet.model import Kind, Link, Mode, Owner
+from guestnet.plan import hostlink as plan
+from guestnet.plan.host import Host
+from guestnet.plan.steps import AddLink, LinkStep
+from guestnet.undo import Undo
+
+_ADDRGENMODES = {None: "", 0: "eui64", 1: "none", 2: "stable_secret", 3: "random"}
+_OTHERS = "something else on this host changes it: look at udev rules and network managers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One link as `ip -d link show` has it, and whose it is. A parent in another namespace is ``ifN``, as in ip(8)."""
+
+    name: str
+    kind: str
+    parent: str
+    mode: str
+    vlan: int | None
+    vlan_protocol: str
+    mac: str
+    mtu: int
+    up: bool
+    carrier: bool
+    operstate: str
+    owner: str
+    guest: str
+    netns: str
+    ifindex: int
+    master: str
+    source_macs: tuple[str, ...]
+    nopromisc: bool
+    allmulti: int
+    promiscuity: int
+    addrgenmode: str
+    txqueuelen: int
+    bcqueuelen: int | None
+    group: int
+    alias: str
+    altnames: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a verb did: the links it was about, the steps it took (or would take, in a dry run), and the seconds."""
+
+    names: tuple[str, ...]
+    links: tuple[Row, ...]
+    steps: tuple[LinkStep, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    dry_run: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Options:
+    """How a verb goes about its work: ``netns`` names the namespace of the links, None is the one it runs in."""
+
+    netns: str | None = None
+    dry_run: bool = False
+    watch: apply.Watch | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """The namespace a verb runs in and the one its links are in, which are one and the same unless ``into`` is set."""
+
+    here: Links
+    there: Links
+    into: int | None
+    name: str
+
+    def hosts(self) -> tuple[Host, Host]:
+        """The links of both as they are now."""
+        here = Host(links=self.here.all())
+        return here, here if self.into is None else Host(links=self.there.all())
+
+    def rows(self, names: Sequence[str]) -> tuple[Row, ...]:
+        """The links of these names where they belong, as they are now."""
+        wanted = set(names)
+        now = self.there.all()
+        return _rows(now, (link for link in now if link.name in wanted), self.name)
+
+    def run(self, made: plan.Plan, undo: Undo, watch: apply.Watch | None) -> None:
+        """Carry a plan out."""
+        apply.run(made.here, apply.Doors(links=self.here, target=self.here), undo, watch)
+        apply.run(made.there, apply.Doors(links=self.here, target=self.there, into=self.into), undo, watch)
+
+
+def add(wanted: plan.Wanted, options: Options) -> Outcome:
+    """Make links on a parent, all or none: made in the namespace asked for, marked, dressed, and read back."""
+    begun = time.monotonic()
+    plan.check_wanted(wanted)
+    with _at_work(options) as places:
+        here, there = places.hosts()
+        if here.find(wanted.parent) is not None and os.geteuid() == 0 and places.here.wireless(wanted.parent):
+            here = replace(here, wireless=frozenset({wanted.parent}))
+        if wanted.mode is Mode.PASSTHRU:
+            here = replace(here, used_elsewhere=places.here.used_elsewhere())
+        made = plan.add(wanted, here, there)
+        for kind in dict.fromkeys(step.new.kind for step in made.steps if isinstance(step, AddLink)):
+            if not places.here.supports(kind):
+                raise no_support(kind)
+        rows: tuple[Row, ...] = ()
+        if not options.dry_run:
+            with Undo() as undo:
+                places.run(made, undo, options.watch)
+                rows = places.rows(wanted.names)
+                _verify_made(made, rows)
+        return _outcome(made, rows, begun, options)
+
+
+def change(kind: Kind, name: str, wanted: plan.Change, options: Options, *, foreign: bool = False) -> Outcome:
+    """Change a link where the kernel can, move it into the namespace asked for, and read it back."""
+    begun = time.monotonic()
+    with _at_work(options) as places:
+        here, there = places.hosts()
+        elsewhere = None if places.into is None else there
+        made = plan.change(kind, name, wanted, here, elsewhere, foreign=foreign)
+        rows: tuple[Row, ...] = ()
+        if not options.dry_run:
+            with Undo() as undo:
+                places.run(made, undo, options.watch)
+                rows = places.rows(made.links)
+                _verify_changed(name, wanted, rows)
+        return _outcome(made, rows, begun, options)
+
+
+def delete(kind: Kind, names: tuple[str, ...], options: Options, *, foreign: bool = False) -> Outcome:
+    """Delete links. One that may not or cannot be deleted stops no other: the first such error is raised at the end,
+    and has the others, and what was deleted, as its notes."""
+    begun = time.monotonic()
+    with _at_work(options) as places:
+        _, host = places.hosts()
+        if any(link.kind == Kind.VLAN for link in host.links):
+            host = replace(host, used_elsewhere=places.there.used_elsewhere())
+        made = plan.delete(kind, names, host, foreign=foreign)
+        rows = places.rows(made.links)
+        failures = list(made.failures)
+        if not options.dry_run:
+            try:
+                with Undo() as undo:
+                    places.run(made, undo, options.watch)
+            except GuestnetError as error:
+                failures.append(error)
+            left = {row.name for row in places.rows(made.links)}
+            rows = tuple(row for row in rows if row.name not in left)
+        if failures:
+            first, *others = failures
+            for other in others:
+                first.add_note(other.message)
+            if rows and not options.dry_run:
+                first.add_note(f"deleted: {', '.join(row.name for row in rows)}")
+            raise first
+        return _outcome(made, rows, begun, options)
+
+
+def listed(kind: Kind, name: str | None = None, namespace: str | None = None) -> tuple[Row, ...]:
+    """The links of that kind, or the one of that name: here or in a named network namespace, in the kernel's order.
+
+    Raises NotFoundError with the near names.
+    """
+    with ExitStack() as stack:
+        fd = None if namespace is None else stack.enter_context(netns.opened(namespace))
+        links = stack.enter_context(Links(fd)).all()
+    found = [link for link in links if link.kind == kind]
+    if name is not None:
+        found = [plan.named(kind, name, Host(links=links))]
+    return _rows(links, found, namespace or "")
+
+
+@contextmanager
+def _at_work(options: Options) -> Iterator[_Places]:
+    if os.geteuid() != 0 and not options.dry_run:
+        raise NotPermittedError("making, changing and deleting links needs root", hint="run this with sudo")
+    with ExitStack() as stack:
+        if not options.dry_run:
+            stack.enter_context(lock.held())
+        into = None
+        if options.netns is not None:
+            fd = stack.enter_context(netns.opened(options.netns))
+            with netns.own() as own:
+                into = None if os.path.sameopenfile(fd, own) else fd
+        here = stack.enter_context(Links())
+        there = here if into is None else stack.enter_context(Links(into))
+        yield _Places(here=here, there=there, into=into, name=options.netns or "")
+
+
+def _rows(links: Iterable[Link], chosen: Iterable[Link], namespace: str) -> tuple[Row, ...]:
+    names = {link.index: link.name for link in links}
+
+    def lower(link: Link) -> str:
+        if link.parent is None:
+            return ""
+        return names[link.parent] if link.parent_netnsid is None and link.parent in names else f"if{link.parent}"
+
+    return tuple(
+        Row(
+            name=link.name, kind=link.kind, parent=lower(link), mode=link.mode or "", vlan=link.vlan,
+            vlan_protocol=link.vlan_protocol, mac=link.mac, mtu=link.mtu, up=link.up, carrier=link.carrier,
+            operstate=link.operstate, owner=link.owner, guest=link.guest_name, netns=namespace, ifindex=link.index,
+            master="" if link.master is None else names.get(link.master, f"if{link.master}"),
+            source_macs=link.source_macs, nopromisc=bool(link.flags & 1), allmulti=link.allmulti,
+            promiscuity=link.promiscuity, addrgenmode=_ADDRGENMODES.get(link.addrgenmode, ""),
+            txqueuelen=link.txqueuelen, bcqueuelen=link.bcqueuelen, group=link.group, alias=link.alias,
+            altnames=link.altnames,
+        )
+        for link in chosen
+    )  # fmt: skip
+
+
+def _verify_made(made: plan.Plan, rows: tuple[Row, ...]) -> None:
+    there = {row.name: row for row in rows}
+    for step in made.there:
+        if not isinstance(step, AddLink):
+            continue
+        new = step.new
+        row = there.get(new.name)
+        if row is None:
+            raise GuestnetError(f"{new.name} is gone right after it was made", hint=_OTHERS)
+        _compare(row, mode=new.mode or "", mac=new.mac, mtu=new.mtu, up=new.up, alias=new.alias, owner=Owner.HOST)
+
+
+def _verify_changed(name: str, wanted: plan.Change, rows: tuple[Row, ...]) -> None:
+    if not rows:
+        raise GuestnetError(f"{name} is gone after the change", hint=_OTHERS)
+    _compare(rows[0], mode=wanted.mode, mac=wanted.mac, mtu=wanted.mtu, up=wanted.up)
+
+
+def _compare(row: Row, **wanted: object) -> None:
+    for word, value in wanted.items():
+        if value is not None and getattr(row, word) != value:
+            raise GuestnetError(
+                f"the {word} of {row.name} is {getattr(row, word)} and not {value}, which it was set to", hint=_OTHERS
+            )
+
+
+def _outcome(made: plan.Plan, rows: tuple[Row, ...], begun: float, options: Options) -> Outcome:
+    return Outcome(
+        names=made.links, links=rows, steps=made.steps, notes=made.notes, seconds=time.monotonic() - begun,
+        dry_run=options.dry_run,
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""list and show: every NIC of ours or of type direct, as XML, metadata and kernel have it, and what is out of line."""
+
+from dataclasses import dataclass
+
+from guestnet.errors import GuestnetError, NotFoundError
+from guestnet.guest.domain import Hypervisor
+from guestnet.kernel.link import Links
+from guestnet.model import Backend, Counters, Guest, Link, Multicast, Owner
+from guestnet.plan.host import Host
+from guestnet.plan.situation import Nic, lost_records, nics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One NIC. ``vlan`` is the VLAN ID of its parent; ``carrier`` is None where there is no link; ``link`` is the
+    carrier the guest is shown; ``problems`` are sentences, none where all is as it should be."""
+
+    guest: str
+    state: str
+    interface: str
+    parent: str
+    vlan: int | None
+    mode: str
+    mac: str
+    model: str
+    queues: int
+    mtu: int | None
+    backend: str
+    multicast: str
+    live: bool
+    config: bool
+    link: str
+    pci: str
+    carrier: bool | None
+    counters: Counters | None
+    problems: tuple[str, ...]
+
+
+def rows(uri: str, guest: str | None = None, nic: str | None = None) -> tuple[Row, ...]:
+    """The NICs of all guests, or of one, or one of them; with all guests also the links whose guest is gone.
+
+    Raises NotFoundError where the guest, or a NIC of that MAC or interface name, is not there.
+    """
+    with Links() as links, Hypervisor(uri) as hypervisor:
+        guests = (hypervisor.domain(guest).snapshot(),) if guest is not None else hypervisor.guests()
+        host = Host(links=links.all(counters=True))
+    found: list[Row] = []
+    seen: set[int] = set()
+    for one in guests:
+        for row, link in _rows_of(one, host):
+            found.append(row)
+            if link is not None:
+                seen.add(link.index)
+    uuids = {one.uuid: one for one in guests}
+    for link in host.links:
+        if link.owner is Owner.GUEST and link.index not in seen and (guest is None or link.guest_uuid in uuids):
+            found.append(_orphan(link, uuids.get(link.guest_uuid), host))
+    if nic is not None:
+        found = [row for row in found if nic == row.interface or nic.lower() == row.mac]
+        if not found:
+            raise NotFoundError(f"{guest} has no NIC {nic}", hint=f"guestnet list {guest} shows its NICs")
+    return tuple(found)
+
+
+def _rows_of(guest: Guest, host: Host) -> list[tuple[Row, Link | None]]:
+    try:
+        own, lost = nics(guest), lost_records(guest)
+    except GuestnetError as error:
+        row = _row(guest=guest.name, state=guest.state, problems=(error.message,))
+        return [(row, None)]
+    found = [_nic_row(nic, guest, host) for nic in own]
+    for record in lost:
+        link = host.find(record.ifname) if record.ifname else None
+        row = _row(
+            guest=guest.name, state=guest.state, interface=record.ifname, parent=record.parent, mode=record.mode,
+            mac=record.mac, problems=("on record, but its <interface> is gone from the XML",), link_of=link, host=host,
+        )  # fmt: skip
+        found.append((row, link))
+    return found
+
+
+def _nic_row(nic: Nic, guest: Guest, host: Host) -> tuple[Row, Link | None]:
+    record, shown = nic.record, nic.interface
+    ifname = nic.live.target if nic.live is not None else record.ifname
+    link = host.find(ifname) if ifname else None
+    row = _row(
+        guest=guest.name, state=guest.state, interface=ifname, parent=record.parent, mode=record.mode, mac=record.mac,
+        model=shown.model, queues=shown.queues, backend=record.backend,
+        multicast=record.multicast if record.backend is Backend.MACVTAP else "",
+        live=nic.live is not None, config=nic.config is not None, link=shown.link,
+        pci=nic.live.address if nic.live is not None else "", problems=_problems(nic, guest, link, host),
+        link_of=link, host=host,
+    )  # fmt: skip
+    return row, link
+
+
+def _problems(nic: Nic, guest: Guest, link: Link | None, host: Host) -> tuple[str, ...]:
+    record = nic.record
+    if link is None:
+        if nic.live is not None:
+            return ("its macvtap is gone, the NIC is dead: detach it and attach it again",)
+        if record.backend is Backend.MACVTAP:
+            return (f"there is no {record.ifname}, the guest cannot start: run the same attach again",)
+        return ()
+    found = []
+    lower = host.at(link.parent) if link.parent_netnsid is None else None
+    if link.mac != record.mac:
+        found.append(f"{link.name} has the MAC {link.mac}, the guest has {record.mac}: nothing reaches it")
+    if link.mode is not record.mode:
+        found.append(f"{link.name} is in mode {link.mode}, on record is {record.mode}")
+    if lower is not None and lower.name != record.parent:
+        found.append(f"{link.name} is on {lower.name}, on record is {record.parent}")
+    if lower is not None and not lower.up:
+        found.append(f"no carrier: {lower.name} is down")
+    elif not link.up:
+        found.append(f"{link.name} is down")
+    elif not link.carrier:
+        found.append(f"no carrier on {record.parent}")
+    if record.backend is Backend.MACVTAP:
+        if link.guest_uuid != guest.uuid:
+            found.append(f"{link.name} does not carry this guest's mark")
+        if record.multicast is Multicast.ALL and not link.allmulti:
+            found.append(f"{link.name} filters multicast: IPv6 does not work")
+        if record.mtu is not None and link.mtu < record.mtu:
+            found.append(f"{link.name} has the MTU {link.mtu}, the guest was told {record.mtu}")
+    return tuple(found)
+
+
+def _orphan(link: Link, guest: Guest | None, host: Host) -> Row:
+    if guest is None:
+        name, problem = link.guest_name, "its guest is gone"
+        problem += f": guestnet detach {name} {link.name} deletes it"
+    else:
+        name, problem = guest.name, "no <interface> of its guest names it"
+    return _row(
+        guest=name, state=guest.state if guest is not None else "gone", interface=link.name, mode=link.mode or "",
+        mac=link.mac, problems=(problem,), link_of=link, host=host,
+    )  # fmt: skip
+
+
+def _row(
+    *, guest: str, state: str, problems: tuple[str, ...], interface: str = "", parent: str = "", mode: str = "",
+    mac: str = "", model: str = "", queues: int = 1, backend: str = Backend.MACVTAP, multicast: str = "",
+    live: bool = False, config: bool = False, link: str = "", pci: str = "", link_of: Link | None = None,
+    host: Host | None = None,
+) -> Row:  # fmt: skip
+    lower = None
+    if host is not None:
+        lower = host.at(link_of.parent) if link_of is not None else host.find(parent)
+    return Row(
+        guest=guest, state=state, interface=interface, parent=parent or (lower.name if lower is not None else ""),
+        vlan=lower.vlan if lower is not None else None, mode=mode, mac=mac, model=model, queues=queues,
+        mtu=link_of.mtu if link_of is not None else None, backend=backend, multicast=multicast, live=live,
+        config=config, link=link, pci=pci, carrier=link_of.carrier if link_of is not None else None,
+        counters=link_of.counters if link_of is not None else None, problems=problems,
+    )  # fmt: skip

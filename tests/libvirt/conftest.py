@@ -1,0 +1,161 @@
+"""One lab for all tests with guests: two hosts, each with its libvirtd and guests that booted."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from guestnet.lab import Lab
+from guestnet.lab.guest import Guest
+from guestnet.lab.node import Node
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a guestnet process ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node of the lab with the commands a test gives there."""
+
+    node: Node
+
+    def guestnet(self, *words: str, check: bool = False) -> Answer:
+        done = self.node.run([sys.executable, "-m", "guestnet", *words])
+        answer = Answer(done.returncode, done.stdout, done.stderr)
+        if check:
+            assert answer.code == 0, answer
+        return answer
+
+    def json(self, *words: str) -> Any:
+        return self.guestnet(*words, "--json", check=True).json
+
+    def run(self, *words: str) -> str:
+        done = self.node.run(words)
+        assert done.returncode == 0, done
+        return str(done.stdout)
+
+    def virsh(self, *words: str, input: str | None = None) -> str:
+        return self.node.virsh(*words, input=input)
+
+    def links(self) -> dict[str, dict[str, Any]]:
+        return {link["ifname"]: link for link in json.loads(self.run("ip", "-d", "-j", "link"))}
+
+    def guest(self, name: str) -> Guest:
+        return self.node.guest(name)
+
+    def live(self, guest: str) -> str:
+        return self.virsh("dumpxml", guest)
+
+    def config(self, guest: str) -> str:
+        return self.virsh("dumpxml", "--inactive", guest)
+
+    def state(self) -> dict[str, Any]:
+        """All that a failed command must leave as it was: links, nodes, guests, their XML live and inactive.
+
+        libvirt leaves an empty <metadata/> where the last element was taken out; that is no difference.
+        """
+        links = [{key: value for key, value in link.items() if key != "stats64"} for link in self.links().values()]
+        names = self.virsh("list", "--all", "--name").split()
+        xml = {}
+        for name in names:
+            for options in ((), ("--inactive",)):
+                done = self.node.run(["virsh", "dumpxml", *options, name])
+                xml[name, options] = re.sub(r" *<metadata/>\n|(?<=<domain type='qemu') id='[0-9]+'", "", done.stdout)
+        return {"links": links, "nodes": self.run("ls", "/dev").split(), "xml": xml}
+
+
+def ping(guest: Guest, address: str) -> bool:
+    """Whether the guest gets an answer from that address; the first tries may meet an address still in its DAD."""
+    word = "ping6" if ":" in address else "ping"
+    return guest.run(f"for i in 1 2 3 4 5 6; do {word} -c 1 -W 1 {address} && exit 0; done; exit 1")[0] == 0
+
+
+def address(guest: Guest, mac: str, *addresses: str) -> str:
+    """Give the guest's NIC with that MAC these addresses; its name in the guest."""
+    name = guest.wait_nic(mac)
+    commands = [f"ip link set {name} up", *(f"ip addr add {one} dev {name}" for one in addresses)]
+    status, output = guest.run(" && ".join(commands))
+    assert status == 0, output
+    return name
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    made = Lab(name=f"t{os.getpid() % 1_000_000}")
+    try:
+        made.up(nodes=2, guests=2, nics=2)
+        yield made
+    finally:
+        made.down()
+
+
+@pytest.fixture(scope="session")
+def hosts(lab: Lab) -> tuple[Host, Host]:
+    return Host(lab.node("n1")), Host(lab.node("n2"))
+
+
+@pytest.fixture
+def n1(hosts: tuple[Host, Host]) -> Iterator[Host]:
+    yield from _as_before(hosts[0])
+
+
+@pytest.fixture
+def n2(hosts: tuple[Host, Host]) -> Iterator[Host]:
+    yield from _as_before(hosts[1])
+
+
+def _as_before(host: Host) -> Iterator[Host]:
+    """The host; after the test its guests' NICs are detached, and everything must be as it was."""
+    before = host.state()
+    yield host
+    for name in host.virsh("list", "--all", "--name").split():
+        assert host.guestnet("detach", name, "--all").code == 0
+    assert host.state() == before
+
+
+@pytest.fixture
+def bare_domain(n1: Host) -> Iterator[Callable[..., str]]:
+    """Define and start domains that run no system at all: `bare_domain(ports=0, machine="q35", start=True, …)`."""
+    made: list[str] = []
+
+    def make(
+        *,
+        ports: int = 1,
+        machine: str = "q35",
+        start: bool = True,
+        transient: bool = False,
+        extra: str = "",
+        os: str = "",
+    ) -> str:
+        name = f"bare{len(made) + 1}"
+        made.append(name)
+        controllers = "<controller type='pci' model='pcie-root'/>" if machine == "q35" else ""
+        controllers += "<controller type='pci' model='pcie-root-port'/>" * ports
+        xml = f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory>
+          <os><type arch='x86_64' machine='{machine}'>hvm</type>{os}</os><features><acpi/></features>
+          <devices><controller type='usb' model='none'/>{controllers}<memballoon model='none'/>{extra}</devices></domain>"""
+        n1.node.virsh("create" if transient else "define", "/dev/stdin", input=xml)
+        if start and not transient:
+            n1.virsh("start", name)
+        return name
+
+    yield make
+    for name in made:
+        n1.node.run(["virsh", "destroy", name])
+        n1.guestnet("detach", name, "--all")  # of a domain that is gone too: by then its links are orphans
+        n1.node.run(["virsh", "undefine", name])

@@ -1,0 +1,95 @@
+"""Runs on a node of the lab: an attach in which one step fails, and what it leaves.
+
+    python -m tests.libvirt.fault GUEST PHASE NUMBER PARENT…
+
+PHASE is "begin" (before the step), "inside" (the step's first effect is done, then its answer is lost) or "end".
+Prints one JSON object: the steps of the plan, the error, and the process's open files before and after.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from guestnet import attach
+from guestnet.guest.domain import Domain
+from guestnet.kernel import tap
+from guestnet.kernel.link import Links
+from guestnet.model import Request
+from guestnet.plan.steps import Step
+
+
+class Injected(Exception):
+    """The failure a test asked for."""
+
+
+class Fault:
+    """Fails once, at the phase and step asked for."""
+
+    def __init__(self, phase: str, number: int) -> None:
+        self.phase, self.number = phase, number
+        self.seen = -1
+        self.armed = False
+
+    def watch(self, phase: str, step: Step) -> None:
+        self.seen += phase == "begin"
+        if self.seen != self.number:
+            return
+        if self.phase == phase:
+            raise Injected(f"{phase} {step}")
+        self.armed = self.phase == "inside" and phase == "begin"
+
+    def after(self, effect: Callable[..., Any]) -> Callable[..., Any]:
+        """The effect, which is carried out and then fails where this is the step."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = effect(*args, **kwargs)
+            if self.armed:
+                self.armed = False
+                raise Injected("inside")
+            return result
+
+        return run
+
+
+def open_files() -> list[str]:
+    """What this process has open, by what it is; the fd that lists them left out."""
+    gc.collect()  # a traceback holds on to the connection
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(re.sub(r"\[[0-9]+\]", "", name) for name in found)
+
+
+def main() -> None:
+    guest, phase, number, *parents = sys.argv[1:]
+    fault = Fault(phase, int(number))
+    for owner, names in (
+        (Links, ("add", "_change", "delete")),
+        (Domain, ("attach", "set_metadata")),
+        (tap, ("make_node", "device")),
+    ):
+        for name in names:
+            setattr(owner, name, fault.after(getattr(owner, name)))
+    steps: list[str] = []
+    dry = attach.Options(uri="qemu:///system", dry_run=True)
+    requests = tuple(Request(parent=parent) for parent in parents)
+    steps += [str(step) for step in attach.attach(guest, requests, dry).steps]
+    before = open_files()
+    options = attach.Options(uri="qemu:///system", watch=fault.watch)
+    error = ""
+    try:
+        attach.attach(guest, requests, options)
+    except Injected as failure:
+        error = " ".join([str(failure), *getattr(failure, "__notes__", [])])
+    after = open_files()
+    print(json.dumps({"steps": steps, "error": error, "fds": [before, after]}))
+
+
+if __name__ == "__main__":
+    main()
