@@ -75,10 +75,8 @@ def attach(
     """
     begun = time.monotonic()
     with _at_work(guest, options) as (doors, domain, now):
-        names = frozenset(request.parent for request in requests)
-        wireless = frozenset(
-            link.name for link in now.host.links if link.name in names and doors.links.wireless(link.name)
-        )
+        cards = (link.name for link in now.host.links if not link.kind and not link.loopback)
+        wireless = frozenset(name for name in cards if doors.links.wireless(name))
         now = replace(now, host=replace(now.host, wireless=wireless))
         made = attaching.attach(
             requests, now, live=options.live, config=options.config, templates=templates.interfaces(own_templates)

@@ -1,8 +1,8 @@
-"""The verbs on the host's own links: add, change, delete, and the list of what there is."""
+"""The verbs on the host's own links: add, change, delete. guestnet.linklist shows what there is."""
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -10,46 +10,14 @@ from guestnet import apply, lock
 from guestnet.errors import GuestnetError, NotPermittedError
 from guestnet.kernel import netns
 from guestnet.kernel.link import Links, no_support
-from guestnet.model import Kind, Link, Mode, Owner
+from guestnet.linklist import Row, rows_of
+from guestnet.model import Kind, Mode, Owner
 from guestnet.plan import hostlink as plan
 from guestnet.plan.host import Host
 from guestnet.plan.steps import AddLink, LinkStep
 from guestnet.undo import Undo
 
-_ADDRGENMODES = {None: "", 0: "eui64", 1: "none", 2: "stable_secret", 3: "random"}
 _OTHERS = "something else on this host changes it: look at udev rules and network managers"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One link as `ip -d link show` has it, and whose it is. A parent in another namespace is ``ifN``, as in ip(8)."""
-
-    name: str
-    kind: str
-    parent: str
-    mode: str
-    vlan: int | None
-    vlan_protocol: str
-    mac: str
-    mtu: int
-    up: bool
-    carrier: bool
-    operstate: str
-    owner: str
-    guest: str
-    netns: str
-    ifindex: int
-    master: str
-    source_macs: tuple[str, ...]
-    nopromisc: bool
-    allmulti: int
-    promiscuity: int
-    addrgenmode: str
-    txqueuelen: int
-    bcqueuelen: int | None
-    group: int
-    alias: str
-    altnames: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +59,7 @@ class _Places:
         """The links of these names where they belong, as they are now."""
         wanted = set(names)
         now = self.there.all()
-        return _rows(now, (link for link in now if link.name in wanted), self.name)
+        return rows_of(now, (link for link in now if link.name in wanted), self.name)
 
     def run(self, made: plan.Plan, undo: Undo, watch: apply.Watch | None) -> None:
         """Carry a plan out."""
@@ -167,20 +135,6 @@ def delete(kind: Kind, names: tuple[str, ...], options: Options, *, foreign: boo
         return _outcome(made, rows, begun, options)
 
 
-def listed(kind: Kind, name: str | None = None, namespace: str | None = None) -> tuple[Row, ...]:
-    """The links of that kind, or the one of that name: here or in a named network namespace, in the kernel's order.
-
-    Raises NotFoundError with the near names.
-    """
-    with ExitStack() as stack:
-        fd = None if namespace is None else stack.enter_context(netns.opened(namespace))
-        links = stack.enter_context(Links(fd)).all()
-    found = [link for link in links if link.kind == kind]
-    if name is not None:
-        found = [plan.named(kind, name, Host(links=links))]
-    return _rows(links, found, namespace or "")
-
-
 @contextmanager
 def _at_work(options: Options) -> Iterator[_Places]:
     if os.geteuid() != 0 and not options.dry_run:
@@ -196,29 +150,6 @@ def _at_work(options: Options) -> Iterator[_Places]:
         here = stack.enter_context(Links())
         there = here if into is None else stack.enter_context(Links(into))
         yield _Places(here=here, there=there, into=into, name=options.netns or "")
-
-
-def _rows(links: Iterable[Link], chosen: Iterable[Link], namespace: str) -> tuple[Row, ...]:
-    names = {link.index: link.name for link in links}
-
-    def lower(link: Link) -> str:
-        if link.parent is None:
-            return ""
-        return names[link.parent] if link.parent_netnsid is None and link.parent in names else f"if{link.parent}"
-
-    return tuple(
-        Row(
-            name=link.name, kind=link.kind, parent=lower(link), mode=link.mode or "", vlan=link.vlan,
-            vlan_protocol=link.vlan_protocol, mac=link.mac, mtu=link.mtu, up=link.up, carrier=link.carrier,
-            operstate=link.operstate, owner=link.owner, guest=link.guest_name, netns=namespace, ifindex=link.index,
-            master="" if link.master is None else names.get(link.master, f"if{link.master}"),
-            source_macs=link.source_macs, nopromisc=bool(link.flags & 1), allmulti=link.allmulti,
-            promiscuity=link.promiscuity, addrgenmode=_ADDRGENMODES.get(link.addrgenmode, ""),
-            txqueuelen=link.txqueuelen, bcqueuelen=link.bcqueuelen, group=link.group, alias=link.alias,
-            altnames=link.altnames,
-        )
-        for link in chosen
-    )  # fmt: skip
 
 
 def _verify_made(made: plan.Plan, rows: tuple[Row, ...]) -> None:

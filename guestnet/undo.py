@@ -25,6 +25,10 @@ class Undo:
         """Remember how to take back the effect just made; ``what`` names the inverse for a person."""
         self._inverses.append((what, lambda: inverse(*args, **kwargs)))
 
+    def drop(self) -> None:
+        """Forget the inverse pushed last: its effect was refused, so what it would take back is not ours."""
+        self._inverses.pop()
+
     def keep(self) -> None:
         """Accept everything done so far: nothing pushed until now will be taken back."""
         self._inverses.clear()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from guestnet.kernel.link import Links
-from guestnet.model import Guest
+from guestnet.model import Guest, Link
 
 UNPLUG_TIMEOUT = 30.0
 """Seconds a guest gets to let go of a NIC unless it is said otherwise."""
@@ -44,7 +44,9 @@ class Doors:
     """Where effects go: the links of this host, those of the namespace a link is for, and the guest.
 
     ``into`` is the fd of that namespace, None for this one. ``waiting`` hears the seconds spent on an unplug. ``held``
-    are the MACs a guest would not let go of while its plugging in was undone.
+    are the MACs a guest would not let go of while its plugging in was undone. ``made`` are the links made so far, as
+    they were just after: the steps that dress one need not look it up again, nor take back what goes with it.
+    ``parents`` are the lower links looked up so far.
     """
 
     links: Links
@@ -54,3 +56,5 @@ class Doors:
     timeout: float = UNPLUG_TIMEOUT
     waiting: Callable[[float], None] | None = None
     held: set[str] = field(default_factory=set)
+    made: dict[str, Link] = field(default_factory=dict)
+    parents: dict[str, Link] = field(default_factory=dict)

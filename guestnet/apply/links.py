@@ -1,9 +1,7 @@
 """Effects on links."""
 
-from collections.abc import Callable
-
 from guestnet.apply.doors import Doors
-from guestnet.errors import ConflictError, GuestnetError, NotFoundError
+from guestnet.errors import GuestnetError, NotFoundError
 from guestnet.kernel import netns, tap
 from guestnet.kernel.link import ADDR_GEN_MODE_NONE, Links
 from guestnet.model import Kind, Link, Mac, NewLink
@@ -13,46 +11,62 @@ from guestnet.undo import Undo
 
 def carry_out(step: plan.LinkStep, doors: Doors, undo: Undo) -> None:
     """Carry out one step on a link. Raises what the kernel refuses; ``undo`` has the inverse then too."""
-    links = doors.target
     match step:
         case plan.AddLink():
             _add_link(step, doors, undo)
         case plan.GiveNode():
             _give_node(step.name, doors, undo)
-        case plan.Mark():
-            link = _link(step.name, links)
-            undo.push(f"mark of {step.name}", _if_there, links, step.name, lambda at: links.mark(at, link.alias))
-            links.mark(link, step.alias)
-        case plan.Quiet():
-            links.quiet(_link(step.name, links))
-        case plan.AllowMulticast():
-            links.set_multicast(_link(step.name, links), True)
-        case plan.SetUp():
-            link = _link(step.name, links)
-            undo.push(f"state of {step.name}", _if_there, links, step.name, lambda at: links.set_up(at, link.up))
-            links.set_up(link, step.up)
-        case plan.SetMode():
-            link = _link(step.name, links)
-            mode = link.mode
-            if mode is not None:
-                sources = tuple(Mac(mac) for mac in link.source_macs)
-                undo.push(
-                    f"mode of {step.name}", _if_there, links, step.name, lambda at: links.set_mode(at, mode, sources)
-                )
-            links.set_mode(link, step.mode, step.source_macs)
-        case plan.SetMtu():
-            link = _link(step.name, links)
-            undo.push(f"MTU of {step.name}", _if_there, links, step.name, lambda at: links.set_mtu(at, link.mtu))
-            links.set_mtu(link, step.mtu)
-        case plan.SetMac():
-            link = _link(step.name, links)
-            old = Mac(link.mac)
-            undo.push(f"MAC of {step.name}", _if_there, links, step.name, lambda at: links.set_mac(at, old))
-            links.set_mac(link, step.mac)
         case plan.Move():
             _move(step.name, doors, undo)
         case plan.DeleteLink():
-            delete(step.name, links)
+            delete(step.name, doors.target)
+        case _ if step.name in doors.made:
+            _dress(step, doors.made[step.name], doors.target)
+        case _:
+            link = _link(step.name, doors.target)
+            undo.push(f"{type(step).__name__} of {step.name}", _undress, step, link, doors.target)
+            _dress(step, link, doors.target)
+
+
+_Dressing = plan.Mark | plan.Quiet | plan.AllowMulticast | plan.SetUp | plan.SetMode | plan.SetMtu | plan.SetMac
+
+
+def _dress(step: _Dressing, link: Link, links: Links) -> None:
+    match step:
+        case plan.Mark():
+            links.mark(link, step.alias)
+        case plan.Quiet():
+            links.quiet(link)
+        case plan.AllowMulticast():
+            links.set_multicast(link, True)
+        case plan.SetUp():
+            links.set_up(link, step.up)
+        case plan.SetMode():
+            links.set_mode(link, step.mode, step.source_macs)
+        case plan.SetMtu():
+            links.set_mtu(link, step.mtu)
+        case plan.SetMac():
+            links.set_mac(link, step.mac)
+
+
+def _undress(step: _Dressing, was: Link, links: Links) -> None:
+    """Set what the step changed to what it was. The IPv6 settings of a link of ours have no way back, nor need one."""
+    link = links.find(was.name)
+    if link is None:
+        return
+    match step:
+        case plan.Mark():
+            links.mark(link, was.alias)
+        case plan.AllowMulticast():
+            links.set_multicast(link, bool(was.allmulti))
+        case plan.SetUp():
+            links.set_up(link, was.up)
+        case plan.SetMode() if was.mode is not None:
+            links.set_mode(link, was.mode, tuple(Mac(mac) for mac in was.source_macs))
+        case plan.SetMtu():
+            links.set_mtu(link, was.mtu)
+        case plan.SetMac():
+            links.set_mac(link, Mac(was.mac))
 
 
 def _link(name: str, links: Links) -> Link:
@@ -62,19 +76,17 @@ def _link(name: str, links: Links) -> Link:
     return link
 
 
-def _if_there(links: Links, name: str, then: Callable[[Link], object]) -> None:
-    link = links.find(name)
-    if link is not None:
-        then(link)
-
-
 def _add_link(step: plan.AddLink, doors: Doors, undo: Undo) -> None:
     new = step.new
-    parent = _link(new.parent, doors.links)
-    if doors.target.find(new.name) is not None:
-        raise ConflictError(f"{new.kind} {new.name} on {new.parent}: a link of that name exists")
+    parent = doors.parents.get(new.parent) or _link(new.parent, doors.links)
+    doors.parents[new.parent] = parent
     undo.push(f"{new.kind} {new.name}", _take_back, new.name, str(new.mac or ""), doors)
-    doors.links.add(new, parent.index, into=doors.into)
+    try:
+        doors.links.add(new, parent.index, into=doors.into)
+    except GuestnetError:
+        undo.drop()  # the link of that name, if there is one, is somebody else's
+        raise
+    doors.made[new.name] = _link(new.name, doors.target)
 
 
 def _take_back(name: str, mac: str, doors: Doors) -> None:
@@ -89,9 +101,9 @@ def _take_back(name: str, mac: str, doors: Doors) -> None:
 def _give_node(name: str, doors: Doors, undo: Undo) -> None:
     """Where devtmpfs made the node there is nothing to do. In a private /dev it is made. Where another namespace's
     link of the same ifindex has it, the link is made again under an ifindex of its own: libvirt opens by ifindex."""
-    device = tap.device(name, namespace=doors.into)
+    link = doors.made.get(name) or _link(name, doors.target)
+    device = tap.device_of(link, namespace=doors.into)
     if device.node() is tap.Node.FOREIGN:
-        link = _link(name, doors.target)
         lower = next((one for one in doors.links.all() if one.index == link.parent), None)
         if lower is None:
             raise NotFoundError(f"the parent of {name} is gone")
@@ -99,7 +111,8 @@ def _give_node(name: str, doors: Doors, undo: Undo) -> None:
         again = _again(link, lower)
         index = tap.free_index(frozenset(one.index for one in doors.target.all()))
         doors.links.add(again, lower.index, into=doors.into, index=index)
-        device = tap.device(name, namespace=doors.into)
+        doors.made[name] = _link(name, doors.target)
+        device = tap.device_of(doors.made[name], namespace=doors.into)
     if device.node() is tap.Node.MISSING:
         undo.push(f"node of {name}", tap.remove_node, device)
         tap.make_node(device)
@@ -110,7 +123,7 @@ def _move(name: str, doors: Doors, undo: Undo) -> None:
     if doors.into is None:
         raise GuestnetError(f"{name} has no namespace to go to")
     link = _link(name, doors.links)
-    before = tap.device(name, namespace=doors.links.namespace) if link.kind == Kind.MACVTAP else None
+    before = tap.device_of(link, namespace=doors.links.namespace) if link.kind == Kind.MACVTAP else None
     taken = frozenset(one.index for one in doors.target.all())
     index = tap.free_index(taken) if link.index in taken else None
     undo.push(f"move of {name}", _bring_back, link, doors)
@@ -136,7 +149,7 @@ def _bring_back(link: Link, doors: Doors) -> None:
     if link.up:
         doors.links.set_up(back)
     if link.kind == Kind.MACVTAP:
-        device = tap.device(link.name)
+        device = tap.device_of(back)
         if device.node() is tap.Node.MISSING:
             tap.make_node(device)
 
@@ -153,7 +166,7 @@ def delete(name: str, links: Links) -> None:
     link = links.find(name)
     if link is None:
         return
-    device = tap.device(name, namespace=links.namespace) if link.kind == Kind.MACVTAP else None
+    device = tap.device_of(link, namespace=links.namespace) if link.kind == Kind.MACVTAP else None
     links.delete(link)
     if device is not None:
         tap.remove_node(device)

@@ -170,9 +170,9 @@ def _both(kind: Kind, app: typer.Typer) -> None:
     """The commands that are the same for every kind."""
 
     def show(name: _Only = None, netns: _At = None, json: options.Json = False) -> None:
-        from guestnet import hostlink as verb
+        from guestnet import linklist
 
-        report.links(verb.listed(kind, name, netns), json_wanted=json)
+        report.links(linklist.listed(kind, name, netns), json_wanted=json)
 
     def delete(
         names: _Names,

@@ -8,7 +8,6 @@ import typer
 from guestnet.errors import UsageError
 from guestnet.model import Backend, Bandwidth, LinkName, LinkState, Mac, Mode, Multicast, vlan_id
 
-
 _DIGITS = 18  # enough for a count of anything, and few enough for any integer of libvirt's
 
 
@@ -26,11 +25,11 @@ def words(kind: Any) -> Any:
 
 
 def number(name: str) -> Any:
-    """A parser for a whole number that its error calls ``name``."""
+    """A parser for a whole number that its error calls ``name``, article and all."""
 
     def parse(text: str | int) -> int:
         if not (str(text).isascii() and str(text).isdigit() and len(str(text)) <= _DIGITS):
-            raise UsageError(f"{text!r} is not a {name}", hint="write a whole number")
+            raise UsageError(f"{text!r} is not {name}", hint="write a whole number")
         return int(text)
 
     parse.__name__ = "N"
@@ -83,7 +82,9 @@ MacOption = Annotated[Mac | None, typer.Option("--mac", metavar="MAC", parser=Ma
 MacsOption = Annotated[
     list[Mac] | None, typer.Option("--mac", metavar="MAC", parser=Mac, help="The address; one for each --parent.")
 ]
-MtuOption = Annotated[int | None, typer.Option("--mtu", metavar="N", parser=number("MTU"), help="The MTU, in bytes.")]
+MtuOption = Annotated[
+    int | None, typer.Option("--mtu", metavar="N", parser=number("an MTU"), help="The MTU, in bytes.")
+]
 VlanOption = Annotated[
     int | None, typer.Option("--vlan", metavar="VID", parser=vlan_id, help="The VLAN ID on that parent, 1 to 4094.")
 ]
@@ -125,9 +126,9 @@ IfnamesOption = Annotated[
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The NIC model.  [virtio]")]
 QueuesOption = Annotated[
-    int | None, typer.Option("--queues", metavar="N", parser=number("count of queues"), help="Queues, 1 to 256.  [1]")
+    int | None, typer.Option("--queues", metavar="N", parser=number("a count of queues"), help="Queues, 1 to 256.  [1]")
 ]
 BootOrderOption = Annotated[
     int | None,
-    typer.Option("--boot-order", metavar="N", parser=number("boot order"), help="Its place in the boot order."),
+    typer.Option("--boot-order", metavar="N", parser=number("a boot order"), help="Its place in the boot order."),
 ]

@@ -65,11 +65,11 @@ def domain(
     vlan: options.VlanOption = None,
     memory: Annotated[
         int | None,
-        typer.Option("--memory", metavar="MIB", parser=options.number("size in MiB"), help="Memory, in MiB.  [1024]"),
+        typer.Option("--memory", metavar="MIB", parser=options.number("a size in MiB"), help="Memory, in MiB.  [1024]"),
     ] = None,
     vcpus: Annotated[
         int | None,
-        typer.Option("--vcpus", metavar="N", parser=options.number("count of CPUs"), help="Virtual CPUs.  [1]"),
+        typer.Option("--vcpus", metavar="N", parser=options.number("a count of CPUs"), help="Virtual CPUs.  [1]"),
     ] = None,
     disk: Annotated[
         Path | None, typer.Option("--disk", metavar="FILE", help="A disk image: qcow2 by that suffix, else raw.")

@@ -240,8 +240,10 @@ class Domain:
             try:
                 self._domain.detachDeviceAlias(alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
             except libvirt.libvirtError as error:
-                # a request that stands already is refused, and is what is waited for
-                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED or not self._live_alias(mac):
+                if not self._live_alias(mac):
+                    return  # an earlier request was answered just now
+                # one that stands already is refused, and is what is waited for
+                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED:
                     with _refusals(f"{self.name}: unplugging the NIC {mac}"):
                         raise
             while not outcome:

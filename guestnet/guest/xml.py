@@ -25,10 +25,12 @@ PREFIX = "guestnet"
 
 _HOTPLUG_PORTS = ("pcie-root-port", "pcie-switch-downstream-port")
 _CONVENTIONAL_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
-EXPRESS_MODELS = ("virtio", "e1000e", "igb", "vmxnet3")
-"""What the NIC models that are PCI Express devices begin with; the others are conventional PCI."""
+CONVENTIONAL_MODELS = ("virtio-transitional", "e1000", "rtl8139", "vmxnet3")
+"""The NIC models that libvirt puts behind a conventional PCI bridge on a PCI Express machine, others in a root port
+(qemuDomainDeviceCalculatePCIConnectFlags, src/qemu/qemu_domain_address.c)."""
 
 _NICS_LARGEST = 256
+_MESSAGE_LONGEST = 200
 _OURS = f"./metadata/{{{NAMESPACE}}}attachments"
 _MTU = re.compile(r"[0-9]{1,5}")
 
@@ -175,7 +177,7 @@ def build_interface(wanted: Attachment, template: bytes) -> Any:
         _child(root, "driver").set("queues", str(wanted.queues))
     if wanted.mtu is not None and wanted.backend is Backend.MACVTAP:
         set_mtu(root, wanted.mtu)
-    if wanted.link is LinkState.DOWN:
+    if wanted.link is LinkState.DOWN or root.find("link") is not None:
         set_link(root, wanted.link)
     if wanted.boot_order is not None:
         _child(root, "boot").set("order", str(wanted.boot_order))
@@ -253,7 +255,7 @@ def records(domain: str, guest: str) -> tuple[Record, ...]:
         return tuple(_record(nic) for nic in nics)
     except (UsageError, ValueError) as error:
         raise ConflictError(
-            f"the guestnet metadata of {guest} is damaged: {error}",
+            f"the guestnet metadata of {guest} is damaged: {str(error)[:_MESSAGE_LONGEST]}",
             hint=f"virsh metadata {guest} {NAMESPACE} --remove takes it away",
         ) from None
 
@@ -312,7 +314,7 @@ def free_slots(domain: str, model: str) -> int | None:
     express = "pcie-root" in models.values()
     for index, kind in models.items():
         taken = len(used.get(int(index), ()))
-        if express and model.startswith(EXPRESS_MODELS):
+        if express and model not in CONVENTIONAL_MODELS:
             free += kind in _HOTPLUG_PORTS and not taken
         elif kind in _CONVENTIONAL_BRIDGES or (kind == "pci-root" and not express):
             free += 31 - taken

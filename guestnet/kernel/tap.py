@@ -21,7 +21,7 @@ from typing import Self
 
 from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError, UsageError
 from guestnet.kernel import netns, sysfs
-from guestnet.model import QUEUES_MAX, LinkName, Mac
+from guestnet.model import QUEUES_MAX, Link, LinkName, Mac
 
 DEV = "/dev"
 
@@ -83,21 +83,39 @@ def device(ifname: str, *, namespace: int | None = None) -> TapDevice:
             index, mac = sysfs.read(root, f"{base}/ifindex"), sysfs.read(root, f"{base}/address")
             if index is None or mac is None:
                 raise NotFoundError(f"there is no interface {ifname}", hint="guestnet macvtap list shows what there is")
-            numbers = sysfs.read(root, f"{base}/macvtap/tap{index}/dev")
-            if numbers is None:
-                raise ConflictError(f"{ifname} is no macvtap, it has no character device")
-            major, _, minor = numbers.partition(":")
-            return TapDevice(ifname=ifname, ifindex=int(index), mac=mac, major=int(major), minor=int(minor))
+            return _device(root, ifname, int(index), mac)
 
     return look() if namespace is None else netns.call(namespace, look)
 
 
+def device_of(link: Link, *, namespace: int | None = None) -> TapDevice:
+    """The character device of a macvtap that was just looked at."""
+
+    def look() -> TapDevice:
+        with sysfs.opened() as root:
+            return _device(root, link.name, link.index, link.mac)
+
+    return look() if namespace is None else netns.call(namespace, look)
+
+
+def _device(root: int, ifname: str, index: int, mac: str) -> TapDevice:
+    numbers = sysfs.read(root, f"class/net/{ifname}/macvtap/tap{index}/dev")
+    if numbers is None:
+        raise ConflictError(f"{ifname} is no macvtap, it has no character device")
+    major, _, minor = numbers.partition(":")
+    return TapDevice(ifname=ifname, ifindex=index, mac=mac, major=int(major), minor=int(minor))
+
+
 def make_node(tap: TapDevice) -> None:
-    """Make /dev/tapN where no devtmpfs does (a private /dev), mode 0600. Raises ConflictError if something is there."""
+    """Make /dev/tapN where no devtmpfs does (a private /dev), mode 0600.
+
+    Nothing to do where the right one is there by now. Raises ConflictError if something else is.
+    """
     try:
         os.mknod(tap.path, stat.S_IFCHR | 0o600, tap.rdev)
     except FileExistsError:
-        raise ConflictError(f"{tap.path} is there already and is not {tap.ifname}") from None
+        if tap.node() is not Node.RIGHT:
+            raise ConflictError(f"{tap.path} is there already and is not {tap.ifname}") from None
 
 
 def remove_node(tap: TapDevice) -> None:

@@ -105,6 +105,20 @@ def put_devices(kvm: bool) -> None:
         os.symlink(f"/proc/self/fd/{number}", f"/dev/{name}")
 
 
+def start_devices(own: Path) -> None:
+    """Start the process that keeps /dev/tapN; it hears every event from now on when this returns."""
+    heard, ready = os.pipe()
+    program = Path(__file__).with_name("devices.py")
+    with open(own / "devices.log", "wb") as log:
+        subprocess.Popen(
+            (sys.executable, "-I", "-S", str(program), str(ready)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            pass_fds=(ready,), start_new_session=True,
+        )  # fmt: skip
+    os.close(ready)
+    os.read(heard, 1)  # ends when the other end is closed
+    os.close(heard)
+
+
 def put_overlay(directory: str, own: Path) -> None:
     """Mount a copy-on-write view of ``directory`` over it; the copies lie in ``own``."""
     upper, work = own / "upper", own / "work"
@@ -171,6 +185,7 @@ def main(
     for path, text in (own_files | files).items():
         put_file(path, text)
     put_devices(kvm)
+    start_devices(own)
     detach_below("/sys")
     mount("-t", "sysfs", "sysfs", "/sys")
     detach_below("/run", keep=str(own.parent))

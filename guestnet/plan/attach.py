@@ -39,6 +39,11 @@ from guestnet.plan.parent import (
 from guestnet.plan.situation import Nic, Situation, nics, scope
 from guestnet.plan.steps import Plug, SetMode, SetMtu, SetUp, Step
 
+_WORDS = {
+    "mtu": "MTU", "ifname": "interface name", "queues": "count of queues", "boot_order": "boot order",
+    "inbound": "inbound rate", "outbound": "outbound rate",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attaching:
@@ -130,14 +135,13 @@ def _kept(request: Request, old: Nic, parent: Parent, guest: str) -> Attachment:
     for name in said:
         asked, has = getattr(request, name), getattr(kept, name)
         if asked is not None and asked != has:
-            word = "MTU" if name == "mtu" else name.replace("_", " ")
+            word = _WORDS.get(name, name)
             first = f"guestnet detach {guest} {record.mac}"
             if name in ("mode", "mtu", "link", "inbound", "outbound"):
                 first = f"guestnet set {guest} {record.mac} --{name} {asked}"
             raise ConflictError(
-                f"{guest} has a NIC on {record.parent} already, {record.mac}, "
-                + (f"without {word}" if has is None else f"with {word} {has}")
-                + f" instead of {asked}",
+                f"{guest} has a NIC on {record.parent} already, {record.mac}, whose {word} is "
+                f"{'not set' if has is None else has}, not {asked}",
                 hint=f"{first}, or give --mac for a second NIC on {record.parent}",
             )
     return kept
@@ -181,7 +185,8 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
         mtu = min(parent.base.mtu, MTU_MAX)  # the guest would send 1500 by itself
     return Attachment(
         parent=parent.name, mac=mac, mode=mode, ifname=ifname, backend=backend, model=model,
-        queues=request.queues or 1, mtu=mtu, multicast=request.multicast or Multicast.ALL,
+        queues=request.queues or 1, mtu=mtu,
+        multicast=request.multicast or (Multicast.ALL if backend is Backend.MACVTAP else Multicast.FILTERED),
         link=request.link or LinkState.UP, boot_order=request.boot_order, inbound=request.inbound,
         outbound=request.outbound,
     )  # fmt: skip
@@ -318,7 +323,7 @@ def _check_slots(guest: Guest, new: list[Attachment]) -> None:
         count = sum(1 for nic in new if nic.model == model)
         free = xml.free_slots(guest.live, model)
         if free is not None and free < count:
-            bridge = "pcie-root-port" if model.startswith(xml.EXPRESS_MODELS) else "pcie-to-pci-bridge"
+            bridge = "pcie-to-pci-bridge" if model in xml.CONVENTIONAL_MODELS else "pcie-root-port"
             raise ConflictError(
                 f"{guest.name} has no free PCI slot to hot-plug a NIC of model {model}"
                 if not free

@@ -55,7 +55,9 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
     link = now.host.find(nic.record.ifname) if nic.record.ifname else None
     steps: list[Step] = []
     notes: list[str] = []
-    if wanted.mode is not None and wanted.mode is not nic.record.mode:
+    old_live, old_config = (_record_in(text, nic, guest) for text in (guest.live, guest.config))
+    places = [old for old, chosen in ((old_live, live), (old_config, config)) if chosen]
+    if wanted.mode is not None and any(wanted.mode is not old.mode for old in places):
         steps += _mode(wanted.mode, nic, guest, link, live=live)
     if wanted.mtu is not None:
         steps += _mtu(wanted.mtu, nic, guest, link, now, live=live)
@@ -64,17 +66,31 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
                 f"the running guest still sends frames of its old MTU: lower it there too (ip link set … mtu "
                 f"{wanted.mtu}); from its next start on it is told by itself"
             )
-    mode = wanted.mode or nic.record.mode
-    record = replace(nic.record, mode=mode, mtu=wanted.mtu if wanted.mtu is not None else nic.record.mtu)
-    steps += (
-        rewrite_metadata(guest, add_live=[record] if live else [], add_config=[record] if config else [])
-        if nic.recorded
-        else ()
+    if steps and nic.live is not None and not live:
+        # what runs is not to notice
+        steps.clear()
+        notes.append(
+            f"{nic.record.ifname} stays as it is while {guest.name} runs; when it has stopped, this changes it: "
+            f"guestnet attach {guest.name} --parent {nic.record.parent} --mac {nic.mac}"
+        )
+    new_live, new_config = (
+        replace(old, mode=wanted.mode or old.mode, mtu=old.mtu if wanted.mtu is None else wanted.mtu)
+        for old in (old_live, old_config)
     )
+    if nic.recorded:
+        steps += rewrite_metadata(guest, add_live=[new_live] if live else [], add_config=[new_config] if config else [])
     for text, here, is_live in ((guest.live, live, True), (guest.config, config, False)):
         if here and text is not None:
             steps += _update(text, nic, wanted, guest, live=is_live)
-    return Changing(nic=record, steps=tuple(steps), notes=tuple(notes), live=live, config=config)
+    return Changing(
+        nic=new_live if live else new_config, steps=tuple(steps), notes=tuple(notes), live=live, config=config
+    )
+
+
+def _record_in(text: str | None, nic: Nic, guest: Guest) -> xml.Record:
+    """What the metadata there says of the NIC; live and configuration may differ."""
+    here = xml.records(text, guest.name) if text is not None else ()
+    return next((record for record in here if record.mac == nic.mac), nic.record)
 
 
 def _mode(mode: Mode, nic: Nic, guest: Guest, link: Link | None, *, live: bool) -> list[Step]:

@@ -33,7 +33,11 @@ def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bo
     live, config = _scope(guest, live=live, config=config)
     existing = nics(guest)
     lost = lost_records(guest)
-    chosen = [nic for nic in existing if nic.recorded] if everything else [_named(name, existing, lost, guest) for name in names]
+    chosen = (
+        [nic for nic in existing if nic.recorded]
+        if everything
+        else [_named(name, existing, lost, guest) for name in names]
+    )
     forgotten = list(lost) if everything else [nic for nic in chosen if isinstance(nic, xml.Record)]
     chosen = [nic for nic in dict.fromkeys(chosen) if isinstance(nic, Nic)]
     steps: list[Step] = []

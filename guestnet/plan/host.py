@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
-from guestnet.model import VLAN_ALIAS, Link
+from guestnet.errors import ConflictError, NotFoundError
+from guestnet.model import VLAN_ALIAS, Kind, Link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,23 @@ class Host:
     def at(self, index: int | None) -> Link | None:
         """The link of that ifindex."""
         return next((link for link in self.links if link.index == index), None)
+
+    def named(self, kind: Kind, name: str) -> Link:
+        """The link of that name. Raises NotFoundError with the near names, ConflictError for another kind."""
+        link = self.find(name)
+        if link is None:
+            near = get_close_matches(name, [one.name for one in self.links if one.kind == kind], n=3)
+            raise NotFoundError(
+                f"there is no {kind} {name}",
+                hint=f"did you mean {', '.join(near)}?" if near else f"guestnet {kind} list shows those there are",
+            )
+        if link.kind != kind:
+            other = link.kind if link.kind in list(Kind) else kind
+            raise ConflictError(
+                f"{name} is no {kind}, it is a {link.kind or 'network card'}",
+                hint=f"guestnet {other} list shows its like",
+            )
+        return link
 
     def above(self, parent: Link) -> tuple[Link, ...]:
         """The links stacked on ``parent``: macvtaps, macvlans, VLANs, whatever names it as its lower link."""

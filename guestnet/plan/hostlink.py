@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
-from guestnet.errors import ConflictError, GuestnetError, NotFoundError, UsageError
+from guestnet.errors import ConflictError, GuestnetError, UsageError
 from guestnet.model import (
     HOST_ALIAS,
     LIVE_MODES,
@@ -338,26 +337,9 @@ def _depth(link: Link, host: Host) -> int:
     return 0 if lower is None or lower.index == link.index or lower.kind == "veth" else 1 + _depth(lower, host)
 
 
-def named(kind: Kind, name: str, host: Host) -> Link:
-    """The link of that name. Raises NotFoundError with the near names, ConflictError where it is of another kind."""
-    link = host.find(name)
-    if link is None:
-        near = get_close_matches(name, [one.name for one in host.links if one.kind == kind], n=3)
-        raise NotFoundError(
-            f"there is no {kind} {name}",
-            hint=f"did you mean {', '.join(near)}?" if near else f"guestnet {kind} list shows those there are",
-        )
-    if link.kind != kind:
-        other = link.kind if link.kind in list(Kind) else kind
-        raise ConflictError(
-            f"{name} is no {kind}, it is {describe(link, host)}", hint=f"guestnet {other} list shows its like"
-        )
-    return link
-
-
 def _ours(kind: Kind, name: str, host: Host, *, foreign: bool) -> Link:
-    """The link of that name and kind, if it may be touched. Raises ConflictError else, and what ``named`` raises."""
-    link = named(kind, name, host)
+    """The link of that name and kind, if it may be touched. Raises ConflictError else, and what Host.named raises."""
+    link = host.named(kind, name)
     if link.owner is Owner.GUEST:
         guest = link.guest_name or link.guest_uuid
         raise ConflictError(

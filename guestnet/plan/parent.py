@@ -109,6 +109,7 @@ def _check_vlan_name(link: Link, host: Host) -> None:
 
 
 def describe(link: Link, host: Host) -> str:
+    """What the link is and what it stands on, for a message: "VLAN 11 (802.1Q) on ens3"."""
     lower = host.at(link.parent) if link.parent_netnsid is None else None
     on = f" on {lower.name}" if lower is not None else ""
     if link.kind == "vlan":

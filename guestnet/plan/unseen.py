@@ -16,15 +16,15 @@ def attach_unseen(
     So an attach plugs in the very same XML, unless it finds a link or VLAN that goes by another name. Raises
     UsageError and ConflictError for what no host would take, and for the MAC of a passthru NIC that was not given.
     """
-    for request in requests:
-        passthru = request.mode is Mode.PASSTHRU and request.backend is not Backend.DIRECT
-        if passthru and request.mac is None:
+    whole = [one for one in requests if one.mode is Mode.PASSTHRU and one.backend is not Backend.DIRECT]
+    for request in whole:
+        if request.mac is None:
             raise UsageError(
                 f"in mode passthru the guest has the MAC of {request.parent}, which is not looked up here",
                 hint=f"give it with --mac: cat /sys/class/net/{request.parent}/address",
             )
     names = dict.fromkeys(_nic(request.parent) for request in requests)
-    macs = {_nic(request.parent): request.mac for request in requests if request.mode is Mode.PASSTHRU}
+    macs = {_nic(request.parent): request.mac for request in whole}
     links = tuple(
         Link(
             index=number, name=LinkName(name), mac=macs.get(name) or "", up=True, loopback=name == "lo",

@@ -85,10 +85,11 @@ def ping(guest: Guest, address: str) -> bool:
     return guest.run(f"for i in 1 2 3 4 5 6; do {word} -c 1 -W 1 {address} && exit 0; done; exit 1")[0] == 0
 
 
-def address(guest: Guest, mac: str, *addresses: str) -> str:
-    """Give the guest's NIC with that MAC these addresses; its name in the guest."""
+def address(guest: Guest, mac: str, *addresses: str, dad: bool = False) -> str:
+    """Give the guest's NIC with that MAC these addresses; its name in the guest. Without ``dad`` they count at once."""
     name = guest.wait_nic(mac)
-    commands = [f"ip link set {name} up", *(f"ip addr add {one} dev {name}" for one in addresses)]
+    commands = [] if dad else [f"echo 0 >/proc/sys/net/ipv6/conf/{name}/accept_dad"]
+    commands += [f"ip link set {name} up", *(f"ip addr add {one} dev {name}" for one in addresses)]
     status, output = guest.run(" && ".join(commands))
     assert status == 0, output
     return name

@@ -21,8 +21,8 @@ def test_guests_of_two_nodes_answer_each_other_over_ipv4_and_ipv6(n1: Host, n2: 
         for host, guest in ((n1, "n1g1"), (n2, "n2g1"))
     ]
     first, second = n1.guest("n1g1"), n2.guest("n2g1")
-    address(first, macs[0], "203.0.113.1/24", "2001:db8:71::1/64")
-    address(second, macs[1], "203.0.113.2/24", "2001:db8:71::2/64")
+    address(first, macs[0], "203.0.113.1/24", "2001:db8:71::1/64", dad=True)
+    address(second, macs[1], "203.0.113.2/24", "2001:db8:71::2/64", dad=True)
     assert ping(first, "203.0.113.2")
     assert ping(second, "203.0.113.1")
     assert ping(first, "2001:db8:71::2")

@@ -66,20 +66,24 @@ def test_a_rate_that_this_kernel_cannot_do_leaves_no_trace(n1: Host) -> None:
     queues = n1.run("tc", "qdisc", "show", "dev", nic["ifname"])
     assert "htb" not in queues
     assert "ingress" not in queues
-    assert n1.state() == before
+    after = n1.state()
+    for state in (before, after):  # a device that had a queueing discipline once gets the default one, no more none
+        for link in state["links"]:
+            link.pop("qdisc")
+    assert after == before
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (("--mode", "passthru"), 5, "changes no macvtap from mode bridge to passthru"),
-        (("--mode", "source"), 5, "changes no macvtap from mode bridge to source"),
+        (("--mode", "source"), 2, "mode source is for a macvlan"),
         (("--mode", "brigde"), 2, "is not a mode"),
         (("--mtu", "9000"), 5, "more than that of nic0"),
         (("--mtu", "20"), 2, "is not an MTU"),
         (("--link", "sideways"), 2, "is not possible here"),
         (("--inbound", "fast"), 2, "is not a rate"),
-        ((), 2, "nothing to set was said"),
+        ((), 2, "there is nothing to set"),
         (("--mode", "vepa", "--live", "--config", "--mtu", "1501"), 5, "more than that of nic0"),
     ],
 )

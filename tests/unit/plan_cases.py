@@ -1,7 +1,7 @@
 """The situations that the golden plans start from, as lines of words.
 
     link NAME [down] [loopback] [wireless] [not-ethernet] [kind=…] [on=LINK] [port-of=LINK] [mode=…] [vlan=…] [mac=…]
-         [mtu=…] [protocol=…] [altname=…] [netnsid=…] [of=GUEST|host|vlan|nobody]
+         [mtu=…] [protocol=…] [altname=…] [netnsid=…] [of=GUEST|host|vlan|nobody] [used-elsewhere]
     guest NAME running|stopped|transient [unfit=…] [ports=N] [machine=q35|i440fx|s390x] [boot=hd]
     nic MAC [on=LINK] [mode=…] [ifname=…] [backend=…] [model=…] [queues=…] [mtu=…] [link=…] [boot-order=…]
         [inbound=…] [outbound=…] [in=live|config] [unrecorded | lost] [type=bridge]
@@ -44,6 +44,7 @@ def read(head: str) -> tuple[Situation, bool]:
     """The situation that these lines describe, and whether XML is to be shown."""
     links: dict[str, Link] = {}
     wireless: set[str] = set()
+    elsewhere: set[int] = set()
     others: dict[str, str] = {}
     guest: dict[str, Any] = {}
     nics: list[dict[str, str]] = []
@@ -59,6 +60,8 @@ def read(head: str) -> tuple[Situation, bool]:
             case "link":
                 name = rest[0]
                 links[name] = _link(name, facts, links)
+                if "used-elsewhere" in facts:
+                    elsewhere.add(links[name].index)
                 if "wireless" in facts:
                     wireless.add(name)
             case "guest":
@@ -73,7 +76,7 @@ def read(head: str) -> tuple[Situation, bool]:
                 show = True
             case _:
                 raise AssertionError(f"what is {noun!r}?")
-    host = Host(links=tuple(links.values()), wireless=frozenset(wireless))
+    host = Host(links=tuple(links.values()), wireless=frozenset(wireless), used_elsewhere=frozenset(elsewhere))
     return Situation(host=host, guest=_guest(guest, nics, raw), machine_id=MACHINE_ID, other_macs=others), show
 
 
@@ -151,13 +154,13 @@ def _machine(root: Any, machine: str, ports: int) -> None:
 def _attachment(nic: dict[str, str]) -> Attachment:
     mac = Mac(nic["mac"])
     direct = nic.get("backend") == "direct"
-    rates = {key: Bandwidth.parse(nic[key]) for key in ("inbound", "outbound") if key in nic}
     return Attachment(
         parent=nic.get("on", "ens3"), mac=mac, mode=Mode(nic.get("mode", "bridge")),
         ifname="" if direct else nic.get("ifname", mac.ifname), backend=Backend(nic.get("backend", "macvtap")),
         model=nic.get("model", "virtio"), queues=int(nic.get("queues", "1")),
         mtu=int(nic["mtu"]) if "mtu" in nic else None, link=LinkState(nic.get("link", "up")),
-        boot_order=int(nic["boot-order"]) if "boot-order" in nic else None, **rates,
+        boot_order=int(nic["boot-order"]) if "boot-order" in nic else None,
+        inbound=Bandwidth.parse(nic.get("inbound", "0")), outbound=Bandwidth.parse(nic.get("outbound", "0")),
     )  # fmt: skip
 
 

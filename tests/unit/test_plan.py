@@ -49,15 +49,20 @@ class Planner:
         )
 
     def change(self, guest: str, name: str, wanted: changing.Change, options: verbs.Options) -> verbs.Outcome:
-        return self._planned(
-            guest, changing.change(name, wanted, self.now, live=options.live, config=options.config)
-        )
+        return self._planned(guest, changing.change(name, wanted, self.now, live=options.live, config=options.config))
 
     def _planned(self, guest: str, made: Any) -> verbs.Outcome:
         assert guest == self.now.guest.name
         self.made = made
         return verbs.Outcome(
-            guest=guest, nics=(), steps=made.steps, notes=(), live=made.live, config=made.config, seconds=0, dry_run=True
+            guest=guest,
+            nics=(),
+            steps=made.steps,
+            notes=(),
+            live=made.live,
+            config=made.config,
+            seconds=0,
+            dry_run=True,
         )
 
     def told(self) -> str:

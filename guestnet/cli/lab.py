@@ -1,0 +1,110 @@
+"""guestnet lab: hosts, a switch and guests to try things on, all in namespaces of this machine."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from guestnet import report
+from guestnet.cli import options
+from guestnet.errors import NotPermittedError, UsageError
+
+lab_app = typer.Typer(
+    rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
+)
+
+Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Which lab; several can be up side by side.")]
+
+
+@lab_app.callback()
+def _lab() -> None:
+    """Hosts, switch and guests to try things on, all in namespaces."""
+    if os.geteuid() != 0:
+        raise NotPermittedError("the lab makes namespaces, that needs root", hint="run this with sudo")
+
+
+@lab_app.command()
+def up(
+    nodes: Annotated[int, typer.Option("--nodes", min=1, max=16, help="How many hosts.")] = 2,
+    guests: Annotated[int, typer.Option("--guests", min=0, max=16, help="How many guests on each.")] = 1,
+    nics: Annotated[int, typer.Option("--nics", min=1, max=8, help="How many links to the switch on each.")] = 1,
+    name: Name = "lab",
+    json: options.Json = False,
+) -> None:
+    """Build a lab: hosts n1, n2, … with links nic0, … to one switch, and guests n1g1, … that have no NIC yet."""
+    from guestnet.lab import Lab
+
+    lab = Lab(name=name)
+    lab.up(nodes=nodes, guests=guests, nics=nics, progress=report.note)
+    status(name=name, json=json)
+
+
+@lab_app.command()
+def status(name: Name = "lab", json: options.Json = False) -> None:
+    """Show what of a lab is up."""
+    from guestnet.lab import Lab
+
+    found = Lab(name=name).status()
+    if json:
+        report.as_json(found)
+        return
+    report.line(f"lab {found.name}: guests on Linux {found.kernel} ({found.accel}), switch {'up' if found.switch else 'gone'}")
+    rows = []
+    for node in found.nodes:
+        rows += [
+            (node.name, "up" if node.up else "gone", f"pid {node.libvirtd}" if node.libvirtd else "ended", link.name,
+             " ".join(link.addresses), "")
+            for link in node.nics
+        ]  # fmt: skip
+        rows += [(node.name, "", "", "", "", f"{guest.name} {guest.state}") for guest in node.guests]
+    report.table(("NODE", "STATE", "LIBVIRTD", "LINK", "ADDRESSES", "GUEST"), rows)
+
+
+@lab_app.command("exec", context_settings={"ignore_unknown_options": True})
+def run(
+    where: Annotated[str, typer.Argument(metavar="NODE|GUEST", help="n1, or n1g1 for inside that guest.")],
+    command: Annotated[list[str], typer.Argument(metavar="CMD...", help="The command and its words, after `--`.")],
+    name: Name = "lab",
+) -> None:
+    """Run a command on a node, or inside a guest."""
+    import shlex
+    import sys
+
+    from guestnet.lab import Lab
+
+    node_name, inside, _ = where.partition("g")
+    node = Lab(name=name).node(node_name)
+    if inside:
+        code, output = node.guest(where).run(shlex.join(command))
+        sys.stdout.write(output)
+        raise typer.Exit(code)
+    node.must_be_up()
+    # so that `guestnet` is found there, also out of a virtual environment that is not activated
+    os.environ["PATH"] = os.path.dirname(sys.executable) + ":" + os.environ.get("PATH", "")
+    words = node.argv(command)
+    sys.stdout.flush()
+    os.execvp(words[0], words)
+
+
+@lab_app.command()
+def down(
+    name: Name = "lab", everything: Annotated[bool, typer.Option("--all", help="All labs there are.")] = False
+) -> None:
+    """Take a lab down, whole or half built: its guests, hosts, switch and files."""
+    from guestnet.lab import Lab, labs
+
+    for one in labs() if everything else [name]:
+        Lab(name=one).down(progress=report.note)
+
+
+@lab_app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the lab up to try things on.")] = False,
+    name: Name = "demo",
+) -> None:
+    """Two hosts with a guest each: attach both guests to the network and let them ping each other."""
+    from guestnet.lab import demo as show
+
+    if len(name) > 8:
+        raise UsageError(f"the lab name {name!r} is too long", hint="at most 8 characters")
+    show.demo(name, report.line, keep=keep)

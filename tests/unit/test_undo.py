@@ -1,0 +1,92 @@
+"""Undo: last first, each its turn, and the first error stays the one that is raised."""
+
+from collections.abc import Callable
+
+import pytest
+
+from guestnet.undo import Undo
+
+Order = list[str]
+
+
+def failing(text: str) -> Callable[[], None]:
+    def fail() -> None:
+        raise OSError(text)
+
+    return fail
+
+
+def end_badly(fill: Callable[[Undo, Order], None], error: BaseException) -> Order:
+    """What is taken back, in its order, after ``fill`` and then the error."""
+    order: Order = []
+    caught: BaseException | None = None
+    try:
+        with Undo() as undo:
+            fill(undo, order)
+            raise error
+    except type(error) as raised:
+        caught = raised
+    assert caught is error
+    return order
+
+
+def push(undo: Undo, order: Order, *words: str) -> None:
+    for word in words:
+        undo.push(word, order.append, word)
+
+
+def test_what_ended_badly_is_taken_back_last_first() -> None:
+    assert end_badly(lambda undo, order: push(undo, order, "one", "two"), ValueError()) == ["two", "one"]
+
+
+def test_what_ended_well_stays() -> None:
+    order: Order = []
+    with Undo() as undo:
+        push(undo, order, "one")
+    assert order == []
+
+
+def test_what_was_kept_stays_though_the_rest_is_taken_back() -> None:
+    def fill(undo: Undo, order: Order) -> None:
+        push(undo, order, "one")
+        undo.keep()
+        push(undo, order, "two")
+
+    assert end_badly(fill, ValueError()) == ["two"]
+
+
+def test_an_effect_that_was_refused_is_not_taken_back() -> None:
+    def fill(undo: Undo, order: Order) -> None:
+        push(undo, order, "one", "two")
+        undo.drop()
+
+    assert end_badly(fill, ValueError()) == ["one"]
+
+
+def test_a_failed_inverse_stops_no_other_and_is_a_note_of_the_first_error() -> None:
+    def fill(undo: Undo, order: Order) -> None:
+        push(undo, order, "one")
+        undo.push("two", failing("no"))
+        undo.push("three", failing("never"))
+
+    error = ValueError("first")
+    assert end_badly(fill, error) == ["one"]
+    assert error.__notes__ == ["not undone: three: never", "not undone: two: no"]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_taken_back_like_an_error(end: type[BaseException]) -> None:
+    assert end_badly(lambda undo, order: push(undo, order, "one"), end()) == ["one"]
+
+
+def test_an_inverse_gets_the_words_it_was_given_and_runs_once() -> None:
+    given: list[tuple[tuple[int, ...], dict[str, int]]] = []
+
+    def note(*args: int, **kwargs: int) -> None:
+        given.append((args, kwargs))
+
+    undo = Undo()
+    undo.push("note", note, 1, 2, three=3)
+    assert undo.run() == []
+    assert undo.run() == []
+    assert given == [((1, 2), {"three": 3})]
