@@ -1,18 +1,19 @@
-"""The verbs on a guest's NICs: attach, detach, set. Each observes, plans, applies and verifies, under the host's lock."""
+"""The verbs on a guest's NICs: attach, detach, set. Each observes, plans, applies and verifies, under one lock."""
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from guestnet import apply, lock, templates
+from guestnet import apply, templates
 from guestnet.errors import GuestnetError, NotFoundError, NotPermittedError
 from guestnet.guest import xml
 from guestnet.guest.domain import Domain, Hypervisor
+from guestnet.kernel import lock
 from guestnet.kernel.link import Links, no_support
 from guestnet.machine import machine_id
-from guestnet.model import Backend, Guest, Kind, Request
+from guestnet.model import VLAN_ALIAS, Backend, Guest, Kind, Mode, Request
 from guestnet.plan import attach as attaching
 from guestnet.plan import change as changing
 from guestnet.plan import detach as detaching
@@ -63,7 +64,6 @@ class Options:
     timeout: float = apply.UNPLUG_TIMEOUT
     watch: apply.Watch | None = None
     waiting: Callable[[float], None] | None = None
-    doors: Callable[[apply.Doors], apply.Doors] = field(default=lambda doors: doors)
 
 
 def attach(
@@ -75,31 +75,34 @@ def attach(
     """
     begun = time.monotonic()
     with _at_work(guest, options) as (doors, domain, now):
-        cards = (link.name for link in now.host.links if not link.kind and not link.loopback)
-        wireless = frozenset(name for name in cards if doors.links.wireless(name))
-        now = replace(now, host=replace(now.host, wireless=wireless))
+        if any(request.mode is Mode.PASSTHRU for request in requests):
+            now = _with_other_namespaces(now, doors.links)
         made = attaching.attach(
             requests, now, live=options.live, config=options.config, templates=templates.interfaces(own_templates)
         )
         _check_support(made.steps, doors.links)
-        if not options.dry_run:
-            with Undo() as undo:
-                apply.run(made.steps, doors, undo, options.watch)
-                macs = [nic.mac for nic in made.nics]
-                shown = _verify(macs, doors, domain, live=made.live, config=made.config) if made.steps else None
-        if options.dry_run or shown is None:
-            shown = _nics([nic.mac for nic in made.nics], doors.links, now.guest)
-        return Outcome(
-            guest=guest, nics=shown, steps=made.steps, notes=made.notes, live=made.live, config=made.config,
-            seconds=time.monotonic() - begun, dry_run=options.dry_run,
-        )  # fmt: skip
+        macs = [nic.mac for nic in made.nics]
+        shown = _carry_out(made, macs, doors, domain, now, options)
+    return _outcome(guest, made, shown, options, begun, notes=made.notes)
+
+
+def change(guest: str, name: str, wanted: changing.Change, options: Options) -> Outcome:
+    """Change a NIC where kernel and libvirt can: mode, link state, MTU downwards, bandwidth.
+
+    On any failure it is as it was.
+    """
+    begun = time.monotonic()
+    with _at_work(guest, options) as (doors, domain, now):
+        made = changing.change(name, wanted, now, live=options.live, config=options.config)
+        shown = _carry_out(made, [made.nic.mac], doors, domain, now, options)
+    return _outcome(guest, made, shown, options, begun, notes=made.notes)
 
 
 def detach(guest: str, names: tuple[str, ...], options: Options, *, everything: bool = False) -> Outcome:
     """Take NICs from the guest, named by MAC or interface name; then their links, and VLANs of ours left unused.
 
-    Raises TimedOutError when the running guest does not let go; nothing was taken from it then. A guest that is
-    gone while links of its stand can be named too: they are deleted.
+    Raises TimedOutError when the running guest does not let go; nothing was taken from it then. Links that stand
+    though their guest is gone can be taken by the name the guest had.
     """
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -107,37 +110,49 @@ def detach(guest: str, names: tuple[str, ...], options: Options, *, everything: 
             doors, domain, now = stack.enter_context(_at_work(guest, options))
         except NotFoundError:
             return _detach_orphans(guest, names, options, everything=everything)
+        if any(link.alias == VLAN_ALIAS for link in now.host.links):
+            now = _with_other_namespaces(now, doors.links)
         made = detaching.detach(names, now, everything=everything, live=options.live, config=options.config)
-        shown = _nics([nic.mac for nic in made.nics], doors.links, now.guest)
+        shown = _nics([nic.mac for nic in made.nics], now.host, now.guest)
         if not options.dry_run:
             with Undo() as undo:
                 apply.run(made.steps, doors, undo, options.watch)
-                after = {nic.mac: nic for nic in nics(domain.snapshot())}
+                after = {str(nic.mac): nic for nic in nics(domain.snapshot(), now.host)}
                 for nic in made.nics:
                     left = after.get(nic.mac)
                     if left and ((made.live and left.live) or (made.config and left.config)):
                         raise GuestnetError(f"the NIC {nic.mac} of {guest} is still there after the detach")
-        return Outcome(
-            guest=guest, nics=shown, steps=made.steps, notes=(), live=made.live, config=made.config,
-            seconds=time.monotonic() - begun, dry_run=options.dry_run,
-        )  # fmt: skip
+    return _outcome(guest, made, shown, options, begun)
 
 
-def change(guest: str, name: str, wanted: changing.Change, options: Options) -> Outcome:
-    """Change a NIC where kernel and libvirt can: mode, link state, MTU downwards, bandwidth."""
-    begun = time.monotonic()
-    with _at_work(guest, options) as (doors, domain, now):
-        made = changing.change(name, wanted, now, live=options.live, config=options.config)
-        shown = _nics([made.nic.mac], doors.links, now.guest)
-        if not options.dry_run:
-            with Undo() as undo:
-                apply.run(made.steps, doors, undo, options.watch)
-                if made.steps:
-                    shown = _verify([made.nic.mac], doors, domain, live=made.live, config=made.config)
-        return Outcome(
-            guest=guest, nics=shown, steps=made.steps, notes=made.notes, live=made.live, config=made.config,
-            seconds=time.monotonic() - begun, dry_run=options.dry_run,
-        )  # fmt: skip
+def _carry_out(
+    made: attaching.Attaching | changing.Changing,
+    macs: Sequence[str],
+    doors: apply.Doors,
+    domain: Domain,
+    now: Situation,
+    options: Options,
+) -> tuple[Nic, ...]:
+    """Take the steps and verify what they made; the NICs as they are then, or as they are in a dry run."""
+    if options.dry_run or not made.steps:
+        return _nics(macs, now.host, now.guest)
+    with Undo() as undo:
+        apply.run(made.steps, doors, undo, options.watch)
+        return _verified(macs, doors, domain, live=made.live, config=made.config)
+
+
+def _outcome(
+    guest: str,
+    made: attaching.Attaching | changing.Changing | detaching.Detaching,
+    shown: tuple[Nic, ...],
+    options: Options,
+    begun: float,
+    notes: tuple[str, ...] = (),
+) -> Outcome:
+    return Outcome(
+        guest=guest, nics=shown, steps=made.steps, notes=notes, live=made.live, config=made.config,
+        seconds=time.monotonic() - begun, dry_run=options.dry_run,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -150,16 +165,20 @@ def _at_work(guest: str, options: Options) -> Iterator[tuple[apply.Doors, Domain
         links = stack.enter_context(Links())
         hypervisor = stack.enter_context(Hypervisor(options.uri))
         domain = hypervisor.domain(guest)
-        doors = options.doors(
-            apply.Doors(links=links, target=links, domain=domain, timeout=options.timeout, waiting=options.waiting)
-        )
+        doors = apply.Doors(links=links, target=links, domain=domain, timeout=options.timeout, waiting=options.waiting)
+        there = links.all()
         now = Situation(
-            host=Host(links=links.all()),
+            host=Host(links=there, wireless=links.wireless(there) if os.geteuid() == 0 else frozenset()),
             guest=domain.snapshot(),
             machine_id=machine_id(),
             other_macs=_other_macs(hypervisor, guest),
         )
         yield doors, domain, now
+
+
+def _with_other_namespaces(now: Situation, links: Links) -> Situation:
+    """The situation with the links that other namespaces stand on, which takes a look into each of them."""
+    return replace(now, host=replace(now.host, used_elsewhere=links.used_elsewhere()))
 
 
 def _other_macs(hypervisor: Hypervisor, guest: str) -> dict[str, str]:
@@ -178,18 +197,15 @@ def _check_support(steps: tuple[plan.Step, ...], links: Links) -> None:
             raise no_support(kind)
 
 
-def _nics(macs: list[str], links: Links, guest: Guest) -> tuple[Nic, ...]:
-    there = {nic.mac: nic for nic in nics(guest)}
+def _nics(macs: Sequence[str], host: Host, guest: Guest) -> tuple[Nic, ...]:
+    there = {str(nic.mac): nic for nic in nics(guest, host)}
     shown = []
-    for mac in macs:
-        nic = there.get(mac)
-        if nic is None:
-            continue
+    for nic in (there[mac] for mac in macs if mac in there):
         ifname = nic.live.target if nic.live is not None else nic.record.ifname
-        link = links.find(ifname) if ifname else None
+        link = host.find(ifname) if ifname else None
         shown.append(
             Nic(
-                mac=mac, ifname=ifname, parent=nic.record.parent, mode=nic.record.mode, model=nic.interface.model,
+                mac=nic.mac, ifname=ifname, parent=nic.record.parent, mode=nic.record.mode, model=nic.interface.model,
                 backend=nic.record.backend, live=nic.live is not None, config=nic.config is not None,
                 pci=nic.live.address if nic.live is not None else "", carrier=link.carrier if link else None,
             )
@@ -197,17 +213,17 @@ def _nics(macs: list[str], links: Links, guest: Guest) -> tuple[Nic, ...]:
     return tuple(shown)
 
 
-def _verify(macs: list[str], doors: apply.Doors, domain: Domain, *, live: bool, config: bool) -> tuple[Nic, ...]:
-    """Read back what was made; a difference is an error, and undone."""
-    guest = domain.snapshot()
-    there = {nic.mac: nic for nic in nics(guest)}
+def _verified(macs: Sequence[str], doors: apply.Doors, domain: Domain, *, live: bool, config: bool) -> tuple[Nic, ...]:
+    """The NICs as they are after the work. What is not as it was planned is an error, and is undone."""
+    guest, host = domain.snapshot(), Host(links=doors.links.all())
+    there = {str(nic.mac): nic for nic in nics(guest, host)}
     for mac in macs:
         nic = there.get(mac)
         if nic is None or (live and nic.live is None) or (config and nic.config is None):
             raise GuestnetError(f"the NIC {mac} of {domain.name} is not in its XML after the work was done")
         if nic.record.backend is Backend.DIRECT:
             continue
-        link = doors.links.find(nic.record.ifname)
+        link = host.find(nic.record.ifname)
         wanted = (mac, nic.record.mode, True)
         found = (link.mac, link.mode, link.up) if link is not None else None
         if found != wanted:
@@ -215,7 +231,7 @@ def _verify(macs: list[str], doors: apply.Doors, domain: Domain, *, live: bool, 
                 f"the macvtap {nic.record.ifname} of {domain.name} is not as it was made: {found} instead of {wanted}",
                 hint="something else on this host changes it: look at udev rules and network managers",
             )
-    return _nics(macs, doors.links, guest)
+    return _nics(macs, host, guest)
 
 
 def _detach_orphans(guest: str, names: tuple[str, ...], options: Options, *, everything: bool) -> Outcome:

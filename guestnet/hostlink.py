@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from guestnet import apply, lock
+from guestnet import apply
 from guestnet.errors import GuestnetError, NotPermittedError
-from guestnet.kernel import netns
+from guestnet.kernel import lock, netns
 from guestnet.kernel.link import Links, no_support
 from guestnet.linklist import Row, rows_of
 from guestnet.model import Kind, Mode, Owner
@@ -73,8 +73,8 @@ def add(wanted: plan.Wanted, options: Options) -> Outcome:
     plan.check_wanted(wanted)
     with _at_work(options) as places:
         here, there = places.hosts()
-        if here.find(wanted.parent) is not None and os.geteuid() == 0 and places.here.wireless(wanted.parent):
-            here = replace(here, wireless=frozenset({wanted.parent}))
+        if os.geteuid() == 0:
+            here = replace(here, wireless=places.here.wireless(here.links))
         if wanted.mode is Mode.PASSTHRU:
             here = replace(here, used_elsewhere=places.here.used_elsewhere())
         made = plan.add(wanted, here, there)

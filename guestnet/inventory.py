@@ -64,7 +64,7 @@ def rows(uri: str, guest: str | None = None, nic: str | None = None) -> tuple[Ro
 
 def _rows_of(guest: Guest, host: Host) -> list[tuple[Row, Link | None]]:
     try:
-        own, lost = nics(guest), lost_records(guest)
+        own, lost = nics(guest, host), lost_records(guest, host)
     except GuestnetError as error:
         row = _row(guest=guest.name, state=guest.state, problems=(error.message,))
         return [(row, None)]
@@ -117,6 +117,8 @@ def _problems(nic: Nic, guest: Guest, link: Link | None, host: Host) -> tuple[st
     elif not link.carrier:
         found.append(f"no carrier on {record.parent}")
     if record.backend is Backend.MACVTAP:
+        if not nic.recorded:
+            found.append("its record is gone from the metadata: run the same attach again")
         if link.guest_uuid != guest.uuid:
             found.append(f"{link.name} does not carry this guest's mark")
         if record.multicast is Multicast.ALL and not link.allmulti:

@@ -28,6 +28,8 @@ MAY_SKIP = {
 
 # what a library opens when it is first used and keeps for good
 _LIBRARY_FDS = re.compile(r"anon_inode:\[event(fd|poll)\]|/dev/(null|u?random)|/proc/\d+/(stat|maps)")
+# other runs are at work on this machine: the namespaces and device nodes that come and go are theirs as well
+_SHARED = os.environ.get("GUESTNET_TESTS_SHARE_THE_MACHINE") == "1"
 _LEFT_BEHIND_AFTER = 3.0  # seconds the kernel gets to finish what it does after the answer, such as cleanup_net
 
 
@@ -94,14 +96,25 @@ def trace() -> Trace:
             children.update(Path(f"/proc/self/task/{task}/children").read_text(encoding="ascii").split())
     # the first namespace of a machine makes /run/netns a mount point for good (ip-netns(8))
     mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()}
+    mounts.discard(str(netns.DIRECTORY))
+    namespaces = set(netns.names())
+    nodes = {name for name in os.listdir("/dev") if name.startswith(("tap", ".guestnet-"))}
+    if _SHARED:
+        mounts = {path for path in mounts if not path.startswith("/run/")}
+        namespaces, nodes = set(), {name for name in nodes if not _is_alive(name)}
     return Trace(
-        links=names,
-        namespaces=frozenset(netns.names()),
-        nodes=frozenset(name for name in os.listdir("/dev") if name.startswith(("tap", ".guestnet-"))),
-        fds=frozenset(fds),
-        children=frozenset(children),
-        mounts=frozenset(mounts - {str(netns.DIRECTORY)}),
-    )
+        links=names, namespaces=frozenset(namespaces), nodes=frozenset(nodes), fds=frozenset(fds),
+        children=frozenset(children), mounts=frozenset(mounts),
+    )  # fmt: skip
+
+
+def _is_alive(node: str) -> bool:
+    """Whether the kernel has a device of the node's number."""
+    try:
+        number = os.stat(f"/dev/{node}").st_rdev
+    except FileNotFoundError:
+        return True  # it went meanwhile
+    return os.path.lexists(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}")
 
 
 def difference(before: Trace, after: Trace) -> dict[str, list[Any]]:

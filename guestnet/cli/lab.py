@@ -9,9 +9,7 @@ from guestnet import report
 from guestnet.cli import options
 from guestnet.errors import NotPermittedError, UsageError
 
-lab_app = typer.Typer(
-    rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
-)
+lab_app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Which lab; several can be up side by side.")]
 
@@ -48,7 +46,9 @@ def status(name: Name = "lab", json: options.Json = False) -> None:
     if json:
         report.as_json(found)
         return
-    report.line(f"lab {found.name}: guests on Linux {found.kernel} ({found.accel}), switch {'up' if found.switch else 'gone'}")
+    report.line(
+        f"lab {found.name}: guests on Linux {found.kernel} ({found.accel}), switch {'up' if found.switch else 'gone'}"
+    )
     rows = []
     for node in found.nodes:
         rows += [

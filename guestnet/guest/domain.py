@@ -219,8 +219,9 @@ class Domain:
         """Ask the guest to let go of the NIC with that MAC, and wait until it has, at most ``timeout`` seconds.
 
         libvirt's own detach answers "done" after five seconds whether the NIC is gone or not; this waits for the
-        device-removed event, and looks at the live XML. ``waiting`` is called with the seconds so far. Raises TimedOutError when the guest keeps it: the request stands then, and the NIC
-        goes when the guest answers or stops.
+        device-removed event, and looks at the live XML. ``waiting`` is called with the seconds so far. Raises
+        TimedOutError when the guest keeps it: the request stands then, and the NIC goes when the guest answers or
+        stops; ConflictError when the guest refuses.
         """
         alias = self._live_alias(mac)
         if not alias:

@@ -8,8 +8,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -211,35 +211,44 @@ class Links:
                 if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):  # there is none
                     raise
 
-    def wireless(self, name: str) -> bool:
-        """Whether the link is a Wi-Fi station, whose access point takes frames of one MAC address only."""
+    def wireless(self, links: Iterable[Link]) -> frozenset[str]:
+        """Which of the links are Wi-Fi stations, whose access point takes frames of one MAC address only."""
+        # a Wi-Fi card is hardware: it has no kind
+        cards = [link.name for link in links if not link.kind and not link.loopback]
 
-        def look() -> bool:
+        def look() -> frozenset[str]:
             with sysfs.opened() as root:
-                return any(sysfs.exists(root, f"class/net/{name}/{entry}") for entry in ("phy80211", "wireless"))
+                entries = ("phy80211", "wireless")
+                return frozenset(
+                    name for name in cards if any(sysfs.exists(root, f"class/net/{name}/{entry}") for entry in entries)
+                )
 
         return look() if self.namespace is None else netns.call(self.namespace, look)
 
     def used_elsewhere(self) -> frozenset[int]:
         """The ifindexes of the links here on which a link of another network namespace stands: of a named one, since
         the kernel lists no others."""
-        with ExitStack() as stack:
-            here = self.namespace if self.namespace is not None else stack.enter_context(netns.own())
+        with netns.own() as own:
+            here = self.namespace if self.namespace is not None else own
             used: set[int] = set()
             for name in netns.names():
-                there = stack.enter_context(netns.opened(name))
-                with Links(there) as others:
-                    number = others._number_of(here)
-                    if number is not None:
-                        lower = (one for one in others.all() if one.kind != "veth" and one.parent_netnsid == number)
-                        used.update(one.parent for one in lower if one.parent is not None)
+                try:
+                    with netns.opened(name) as there, Links(there) as others:
+                        number = others._number_of(here)
+                        lower = (one for one in others.all() if one.kind != "veth" and one.parent_netnsid is not None)
+                        used.update(one.parent for one in lower if one.parent and one.parent_netnsid == number)
+                except NotFoundError:
+                    continue  # it went meanwhile
+                except OSError as error:
+                    if error.errno != errno.EINVAL:  # what is left of a name whose namespace is gone
+                        raise
             return frozenset(used)
 
-    def _number_of(self, namespace: int) -> int | None:
-        """The number by which links here call that namespace in ``parent_netnsid`` (net/core/net_namespace.c)."""
+    def _number_of(self, namespace: int) -> int:
+        """The number by which links here call that namespace in ``parent_netnsid``, negative where there is none
+        (NETNSA_NSID_NOT_ASSIGNED, net/core/net_namespace.c)."""
         answer = self._rtnl.get(_GETNSID, b"\0\0\0\0" + attribute(_NETNSA_FD, namespace))
-        (number,) = struct.unpack("=i", attributes(answer, 4)[_NETNSA_NSID])
-        return int(number) if number >= 0 else None
+        return int(struct.unpack("=i", attributes(answer, 4)[_NETNSA_NSID])[0])
 
     def _change(self, link: Link, *parts: bytes, flags: int = 0, change: int = 0) -> None:
         payload = _IFINFO.pack(socket.AF_UNSPEC, 0, link.index, flags, change) + b"".join(parts)

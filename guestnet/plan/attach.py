@@ -64,12 +64,13 @@ def attach(
     Raises what any of the checks raises; nothing has changed then.
     """
     live, config = scope(now.guest, live=live, config=config)
-    existing = nics(now.guest)
+    existing = nics(now.guest, now.host)
     host = now.host
     steps: list[Step] = []
     notes: list[str] = []
     wanted: list[Attachment] = []
     fresh: list[tuple[Attachment, bool, bool]] = []
+    forgotten: list[tuple[Attachment, bool, bool]] = []
     for mac in (request.mac for request in requests if request.mac is not None):
         if sum(1 for request in requests if request.mac == mac) > 1:
             raise UsageError(f"the MAC {mac} is asked for twice", hint="give each NIC its own")
@@ -81,6 +82,8 @@ def attach(
         if old is not None:
             attachment = _kept(request, old, parent, now.guest.name)
             missing_live, missing_config = live and old.live is None, config and old.config is None
+            if not old.recorded and attachment.backend is Backend.MACVTAP:
+                forgotten.append((attachment, live, config))
         else:
             attachment = _new(request, parent, ordinal, now)
             missing_live, missing_config = live, config
@@ -101,7 +104,7 @@ def attach(
             fresh.append((attachment, missing_live, missing_config))
     if any(missing for _, missing, _ in fresh):
         _check_slots(now.guest, [nic for nic, missing, _ in fresh if missing])
-    steps += _remember(now.guest, fresh, live=live, config=config)
+    steps += _remember(now.guest, [*fresh, *forgotten])
     for nic, into_live, into_config in fresh:
         text = xml.text_of(xml.build_interface(nic, templates[nic.backend]))
         steps.append(Plug(guest=now.guest.name, mac=nic.mac, xml=text, live=into_live, config=into_config))
@@ -257,7 +260,7 @@ def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
         multicast=nic.multicast, alias=guest_alias(now.guest.uuid, now.guest.name),
     )  # fmt: skip
     if there is None:
-        running = next((old for old in nics(now.guest) if old.mac == nic.mac and old.live is not None), None)
+        running = next((old for old in nics(now.guest, now.host) if old.mac == nic.mac and old.live is not None), None)
         if running is not None:
             raise ConflictError(
                 f"the macvtap {nic.ifname} of the running guest {now.guest.name} is gone, its NIC is dead",
@@ -332,9 +335,7 @@ def _check_slots(guest: Guest, new: list[Attachment]) -> None:
             )
 
 
-def _remember(
-    guest: Guest, fresh: list[tuple[Attachment, bool, bool]], *, live: bool, config: bool
-) -> tuple[Step, ...]:
+def _remember(guest: Guest, fresh: list[tuple[Attachment, bool, bool]]) -> tuple[Step, ...]:
     live_new = [xml.record(nic) for nic, into_live, _ in fresh if into_live]
     config_new = [xml.record(nic) for nic, _, into_config in fresh if into_config]
     return rewrite_metadata(guest, add_live=live_new, add_config=config_new)

@@ -45,7 +45,7 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
     if wanted == Change():
         raise UsageError("there is nothing to set", hint="give --mode, --link, --mtu, --inbound or --outbound")
     guest = now.guest
-    nic = named_nic(name, guest)
+    nic = named_nic(name, guest, now.host)
     if not live and not config:
         live, config = nic.live is not None, nic.config is not None
     live, config = scope(guest, live=live, config=config)

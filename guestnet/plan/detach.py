@@ -8,7 +8,7 @@ from guestnet.guest import xml
 from guestnet.model import Backend, Guest, Link
 from guestnet.plan.host import Host
 from guestnet.plan.metadata import rewrite_metadata
-from guestnet.plan.situation import Nic, Situation, lost_records, nics, scope
+from guestnet.plan.situation import Nic, Situation, lost_records, nics, scope, stray_links
 from guestnet.plan.steps import DeleteLink, Step, Unplug, UnplugConfig
 
 
@@ -31,10 +31,10 @@ def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bo
     """
     guest = now.guest
     live, config = _scope(guest, live=live, config=config)
-    existing = nics(guest)
-    lost = lost_records(guest)
+    existing = nics(guest, now.host)
+    lost = (*lost_records(guest, now.host), *stray_links(guest, now.host))
     chosen = (
-        [nic for nic in existing if nic.recorded]
+        [nic for nic in existing if nic.recorded or nic.record.backend is Backend.MACVTAP]
         if everything
         else [_named(name, existing, lost, guest) for name in names]
     )
@@ -68,9 +68,9 @@ def _scope(guest: Guest, *, live: bool, config: bool) -> tuple[bool, bool]:
     return scope(guest, live=live, config=config)
 
 
-def named_nic(name: str, guest: Guest) -> Nic:
+def named_nic(name: str, guest: Guest, host: Host) -> Nic:
     """The NIC of the guest with that MAC or interface name. Raises NotFoundError, which lists those there are."""
-    found = _named(name, nics(guest), (), guest)
+    found = _named(name, nics(guest, host), (), guest)
     assert isinstance(found, Nic)
     return found
 

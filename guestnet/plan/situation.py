@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from guestnet.errors import ConflictError
+from guestnet.errors import ConflictError, UsageError
 from guestnet.guest import xml
-from guestnet.model import Backend, Guest, Mac, Mode, Multicast
+from guestnet.model import Backend, Guest, Link, Mac, Mode, Multicast
 from guestnet.plan.host import Host
 
 
@@ -40,36 +40,69 @@ class Nic:
         return found
 
 
-def nics(guest: Guest) -> tuple[Nic, ...]:
+def nics(guest: Guest, host: Host) -> tuple[Nic, ...]:
     """The guest's NICs that are ours or of type direct, in the order of its XML.
 
-    A record without <interface> (somebody detached it behind our back) is no NIC; see ``lost_records``.
+    One on a macvtap that carries this guest's mark is ours even where its record is lost. A record without <interface>
+    (somebody detached it behind our back) is no NIC; see ``lost_records``.
     """
     texts = (guest.live, guest.config)
-    records = {record.mac: record for text in reversed(texts) if text for record in xml.records(text, guest.name)}
+    records = _records(guest)
     live, config = ({nic.mac: nic for nic in xml.interfaces(text)} if text else {} for text in texts)
     found = []
     for mac in dict.fromkeys((*live, *config)):
         shown = live.get(mac) or config[mac]
-        record = records.get(Mac(mac))
-        if record is None and shown.type == "direct":
-            record = xml.Record(
-                mac=Mac(mac), parent=shown.source, mode=Mode.parse(shown.source_mode or "vepa"), ifname="",
-                backend=Backend.DIRECT, multicast=Multicast.FILTERED,
-            )  # fmt: skip
+        record = records.get(mac) or _unrecorded(shown, guest, host)
         if record is not None:
-            found.append(Nic(record=record, live=live.get(mac), config=config.get(mac), recorded=Mac(mac) in records))
+            found.append(Nic(record=record, live=live.get(mac), config=config.get(mac), recorded=mac in records))
     return tuple(found)
 
 
-def lost_records(guest: Guest) -> tuple[xml.Record, ...]:
+def _records(guest: Guest) -> dict[str, xml.Record]:
+    """The records by MAC; one that is live counts before the configuration's."""
+    texts = [text for text in (guest.config, guest.live) if text]
+    return {record.mac: record for text in texts for record in xml.records(text, guest.name)}
+
+
+def _unrecorded(shown: xml.Interface, guest: Guest, host: Host) -> xml.Record | None:
+    """The record an <interface> without one would have: of type direct by itself, else by the link it names."""
+    try:
+        mac = Mac(shown.mac)
+        if shown.type == "direct":
+            return xml.Record(
+                mac=mac, parent=shown.source, mode=Mode.parse(shown.source_mode or "vepa"), ifname="",
+                backend=Backend.DIRECT, multicast=Multicast.FILTERED,
+            )  # fmt: skip
+    except UsageError:  # an address or a mode that libvirt takes and we do not: nothing of ours
+        return None
+    link = host.find(shown.target) if shown.target and not shown.managed else None
+    return None if link is None or link.guest_uuid != guest.uuid else _of_link(link, mac, shown.mtu, host)
+
+
+def _of_link(link: Link, mac: Mac, mtu: int | None, host: Host) -> xml.Record:
+    lower = host.at(link.parent) if link.parent_netnsid is None else None
+    return xml.Record(
+        mac=mac, parent=lower.name if lower is not None else "?", mode=link.mode or Mode.BRIDGE, ifname=link.name,
+        backend=Backend.MACVTAP, multicast=Multicast.ALL if link.allmulti else Multicast.FILTERED, mtu=mtu,
+    )  # fmt: skip
+
+
+def lost_records(guest: Guest, host: Host) -> tuple[xml.Record, ...]:
     """The records of a guest that no <interface> belongs to any more."""
-    macs = {nic.mac for nic in nics(guest)}
-    texts = [text for text in (guest.live, guest.config) if text]
+    macs = {nic.mac for nic in nics(guest, host)}
+    return tuple(record for record in _records(guest).values() if record.mac not in macs)
+
+
+def stray_links(guest: Guest, host: Host) -> tuple[xml.Record, ...]:
+    """The macvtaps that carry the guest's mark and that neither an <interface> nor a record of its names.
+
+    As the records they would have; the MAC is the link's.
+    """
+    named = {nic.record.ifname for nic in nics(guest, host)} | {record.ifname for record in _records(guest).values()}
     return tuple(
-        {
-            record.mac: record for text in texts for record in xml.records(text, guest.name) if record.mac not in macs
-        }.values()
+        _of_link(link, Mac(link.mac), None, host)
+        for link in host.links
+        if link.guest_uuid == guest.uuid and link.kind == "macvtap" and link.name not in named
     )
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from guestnet import lock
 from guestnet.errors import NotPermittedError, TimedOutError
+from guestnet.kernel import lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from guestnet import lock
+from guestnet.kernel import lock
 with lock.held(path=Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from guestnet import hostlink, linklist, lock
+from guestnet import hostlink, linklist
 from guestnet.errors import GuestnetError
-from guestnet.kernel import tap
+from guestnet.kernel import lock, tap
 from guestnet.model import GROUP, HOST_ALIAS, Kind, Mac, Mode, Multicast, guest_alias
 from guestnet.plan.hostlink import Change, Wanted
 

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,6 +187,12 @@ def test_the_links_used_by_other_namespaces_are_known(zoo: tuple[Any, Any]) -> N
     one, two = zoo
     assert one.links.used_elsewhere() == {one.links.find("nic0").index}
     assert two.links.used_elsewhere() == set()
+    stale = Path(f"/run/netns/{one.name}-stale")
+    stale.touch()
+    try:
+        assert one.links.used_elsewhere() == {one.links.find("nic0").index}
+    finally:
+        stale.unlink()
 
 
 @pytest.mark.root

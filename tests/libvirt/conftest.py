@@ -149,7 +149,8 @@ def bare_domain(n1: Host) -> Iterator[Callable[..., str]]:
         controllers += "<controller type='pci' model='pcie-root-port'/>" * ports
         xml = f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory>
           <os><type arch='x86_64' machine='{machine}'>hvm</type>{os}</os><features><acpi/></features>
-          <devices><controller type='usb' model='none'/>{controllers}<memballoon model='none'/>{extra}</devices></domain>"""
+          <devices><controller type='usb' model='none'/>{controllers}<memballoon model='none'/>{extra}</devices>
+          </domain>"""
         n1.node.virsh("create" if transient else "define", "/dev/stdin", input=xml)
         if start and not transient:
             n1.virsh("start", name)

@@ -23,7 +23,7 @@ from guestnet.model import Request
 from guestnet.plan.steps import Step
 
 
-class Injected(Exception):
+class InjectedError(Exception):
     """The failure a test asked for."""
 
 
@@ -40,7 +40,7 @@ class Fault:
         if self.seen != self.number:
             return
         if self.phase == phase:
-            raise Injected(f"{phase} {step}")
+            raise InjectedError(f"{phase} {step}")
         self.armed = self.phase == "inside" and phase == "begin"
 
     def after(self, effect: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,7 +50,7 @@ class Fault:
             result = effect(*args, **kwargs)
             if self.armed:
                 self.armed = False
-                raise Injected("inside")
+                raise InjectedError("inside")
             return result
 
         return run
@@ -85,7 +85,7 @@ def main() -> None:
     error = ""
     try:
         attach.attach(guest, requests, options)
-    except Injected as failure:
+    except InjectedError as failure:
         error = " ".join([str(failure), *getattr(failure, "__notes__", [])])
     after = open_files()
     print(json.dumps({"steps": steps, "error": error, "fds": [before, after]}))

@@ -35,8 +35,8 @@ def test_the_link_state_is_the_carrier_the_guest_sees(n1: Host) -> None:
     for state, carrier in (("down", "0"), ("up", "1")):
         n1.json("set", "n1g1", nic["ifname"], "--link", state)
         assert n1.json("show", "n1g1")[0]["link"] == state
-        wait = f"for i in 1 2 3 4 5 6 7 8 9 10; do [ $(cat /sys/class/net/{name}/carrier) = {carrier} ] && exit 0; usleep 100000; done; exit 1"
-        assert guest.run(wait)[0] == 0
+        look = f"[ $(cat /sys/class/net/{name}/carrier) = {carrier} ] && exit 0; usleep 100000"
+        assert guest.run(f"for i in 1 2 3 4 5 6 7 8 9 10; do {look}; done; exit 1")[0] == 0
         assert f"<link state='{state}'/>" in n1.config("n1g1")
 
 

@@ -18,12 +18,12 @@ REPO = Path(__file__).resolve().parents[2]
 
 # Lowest first. A module imports from lower layers and from its own; a new module needs a place here.
 LAYERS = (
-    ("errors", "undo", "model", "templates", "machine"),
+    ("errors", "lock", "machine", "model", "templates", "undo"),
     ("kernel",),
     ("guest",),
     ("plan",),
     ("apply",),
-    ("attach", "hostlink", "topology", "hook", "doctor"),
+    ("attach", "doctor", "hook", "hostlink", "inventory", "linklist", "topology"),
     ("lab",),
     ("report",),
     ("cli",),
@@ -46,7 +46,7 @@ HOOK_NEVER_REACHES = ("guestnet.guest.domain", "libvirt", "libvirt_qemu", "libvi
 # Who may import these (or name the one that has a dot); nobody else may.
 DOORS: Mapping[str, tuple[str, ...]] = {
     "click": (),  # typer brings its own
-    "fcntl": ("guestnet.kernel",),
+    "fcntl": ("guestnet.kernel", "guestnet.lock"),
     "libvirt": ("guestnet.guest.domain", "guestnet.lab"),
     "libvirt_qemu": ("guestnet.guest.domain", "guestnet.lab"),
     "libvirtaio": ("guestnet.guest.domain", "guestnet.lab"),
