@@ -56,10 +56,10 @@ class _Places:
         return here, here if self.into is None else Host(links=self.there.all())
 
     def rows(self, names: Sequence[str]) -> tuple[Row, ...]:
-        """The links of these names where they belong, as they are now."""
-        wanted = set(names)
+        """The links of these names where they belong, as they are now, in the order of the names."""
         now = self.there.all()
-        return rows_of(now, (link for link in now if link.name in wanted), self.name)
+        there = {link.name: link for link in now}
+        return rows_of(now, (there[name] for name in names if name in there), self.name)
 
     def run(self, made: plan.Plan, undo: Undo, watch: apply.Watch | None) -> None:
         """Carry a plan out."""

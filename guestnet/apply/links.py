@@ -119,7 +119,8 @@ def _give_node(name: str, doors: Doors, undo: Undo) -> None:
 
 
 def _move(name: str, doors: Doors, undo: Undo) -> None:
-    """An ifindex that is taken there is changed on the way, and the node in /dev, which goes with it, made anew."""
+    """An ifindex that is taken there is changed on the way, to one whose node in /dev is nobody's. The kernel names the
+    node anew with it; in a private /dev that is done here."""
     if doors.into is None:
         raise GuestnetError(f"{name} has no namespace to go to")
     link = _link(name, doors.links)

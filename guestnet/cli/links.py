@@ -23,7 +23,7 @@ vlan_app = _group("VLANs of an interface (802.1Q).")
 
 _Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Their names.", show_default=False)]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name.", show_default=False)]
-_Only = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this one.", show_default=False)]
+_Only = Annotated[str | None, typer.Argument(metavar="NAME", help="Only this one.", show_default=False)]
 _Parent = Annotated[str, typer.Option("--parent", metavar="IFACE[.VID]", help="The link they go on.")]
 _Down = Annotated[bool, typer.Option("--down", help="Leave it down.")]
 _UpDown = Annotated[bool | None, typer.Option("--up/--down", help="Bring it up, or down.", show_default=False)]
@@ -98,7 +98,7 @@ def add_macvlan(
 @vlan_app.command("add")
 def add_vlan(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NIC.VID|NAME]", help="NIC.VID, or any name.", show_default=False)
+        str | None, typer.Argument(metavar="NIC.VID|NAME", help="NIC.VID, or any name.", show_default=False)
     ] = None,
     parent: Annotated[str | None, typer.Option("--parent", metavar="IFACE", help="The link it is a VLAN of.")] = None,
     vlan: options.VlanOption = None,

@@ -181,8 +181,8 @@ class Links:
         """Move the link into the network namespace of the fd ``into``, where it may ask for another ifindex.
 
         It arrives down and with the IPv6 settings of a new link; alias, group and allmulticast stay with it. Where
-        its ifindex is taken there and no other is asked for, the kernel gives it one, and its node in /dev is gone
-        (dev_change_net_namespace, net/core/dev.c).
+        its ifindex is taken there and no other is asked for, the kernel gives it one, and its node in /dev is named
+        anew with it (dev_change_net_namespace, net/core/dev.c; macvtap_device_event, drivers/net/macvtap.c).
         """
         parts = [attribute(_NET_NS_FD, into)]
         if index is not None:

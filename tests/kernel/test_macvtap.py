@@ -354,18 +354,48 @@ def test_a_link_that_is_moved_keeps_marks_hygiene_and_state(
 def test_a_link_whose_ifindex_is_taken_where_it_goes_has_a_node_there(
     guestnet: Run, parent: Any, namespace: Callable[[], Any]
 ) -> None:
-    far = namespace()
+    far, third = namespace(), namespace()
     guestnet("macvtap", "add", "mt0", "--parent", "nic0")
     index = only(parent, "mt0")["ifindex"]
     far.ip(f"link add index {index} name taken type veth peer name other")
+    # whatever ifindex the kernel would give it, its node is another's
+    third.ip("link add nic0 index 5000 type veth peer name peer0 index 5001")
+    for number in range(2, index + 20):
+        third.ip(f"link add mt{number} index {number} link nic0 type macvtap mode bridge")
     with tap.Tap.open("mt0", namespace=parent.fd) as opened:
         guestnet("macvtap", "set", "mt0", "--netns", far.name)
         assert tap.identity(opened.fds[0])[0] == "mt0"
     device = tap.device("mt0", namespace=far.fd)
-    assert device.ifindex != index
+    assert device.ifindex >= 1 << 24
     assert device.node() is tap.Node.RIGHT
     guestnet("macvtap", "delete", "mt0", "--netns", far.name)
     assert not os.path.exists(device.path)
+
+
+def test_in_a_private_dev_a_moved_link_has_its_node_under_its_new_ifindex_and_back(
+    parent: Any, namespace: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tap, "DEV", str(tmp_path))
+    far = namespace()
+    (row,) = parent.call(
+        lambda: hostlink.add(Wanted(kind=Kind.MACVTAP, names=("mt0",), parent="nic0"), hostlink.Options())
+    ).links
+    far.ip(f"link add index {row.ifindex} name taken type veth peer name other")
+
+    def move(watch: Any = None) -> Any:
+        options = hostlink.Options(netns=far.name, watch=watch)
+        return parent.call(lambda: hostlink.change(Kind.MACVTAP, "mt0", Change(netns=far.name), options))
+
+    def stop(word: str, step: Any) -> None:
+        if (word, type(step).__name__) == ("end", "SetUp"):
+            raise GuestnetError("stop here")
+
+    with pytest.raises(GuestnetError, match="stop here"):
+        move(stop)
+    assert os.listdir(tmp_path) == [f"tap{row.ifindex}"]
+    (moved,) = move().links
+    assert moved.ifindex != row.ifindex
+    assert os.listdir(tmp_path) == [f"tap{moved.ifindex}"]
 
 
 def test_a_move_that_fails_after_it_is_taken_back(parent: Any, namespace: Callable[[], Any]) -> None:

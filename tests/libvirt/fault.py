@@ -72,7 +72,7 @@ def main() -> None:
     for owner, names in (
         (Links, ("add", "_change", "delete")),
         (Domain, ("attach", "set_metadata")),
-        (tap, ("make_node", "device")),
+        (tap, ("make_node", "device_of")),
     ):
         for name in names:
             setattr(owner, name, fault.after(getattr(owner, name)))

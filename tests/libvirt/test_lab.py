@@ -114,13 +114,14 @@ def spawn(name, verb, **numbers):
 
 
 def macvtap(node, name, mac, parent="nic0"):
-    """Make a macvtap on the node and its node in /dev by hand, as a tool would."""
+    """Make a macvtap on the node by hand; its node in /dev comes by itself, in a moment."""
     node.run(["ip", "link", "add", "link", parent, "name", name, "address", mac, "type", "macvtap"], check=True)
     node.run(["ip", "link", "set", name, "up", "allmulticast", "on"], check=True)
     index = node.run(["cat", f"/sys/class/net/{name}/ifindex"], check=True).stdout.strip()
     uevent = f"/sys/class/net/{name}/macvtap/tap{index}/dev"
     major, minor = node.run(["cat", uevent], check=True).stdout.strip().split(":")
-    node.run(["mknod", f"/dev/tap{index}", "c", major, minor], check=True)
+    wait = f"for i in $(seq 100); do [ -c /dev/tap{index} ] && exit 0; sleep 0.02; done; exit 1"
+    node.run(["sh", "-c", wait], check=True)
     return f"/dev/tap{index}", os.makedev(int(major), int(minor))
 
 
