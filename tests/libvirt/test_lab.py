@@ -203,7 +203,8 @@ def test_a_guest_takes_a_nic_while_it_runs_reaches_the_other_node_and_gives_it_b
     node.virsh("detach-device", "n1g1", "/dev/stdin", "--live", input=xml)
     guest.wait_no_nic(mac)
     node.run(["ip", "link", "delete", "gntest"], check=True)
-    node.run(["rm", tap], check=True)
+    wait = f"for i in $(seq 100); do [ -e {tap} ] || exit 0; sleep 0.02; done; exit 1"
+    node.run(["sh", "-c", wait], check=True)
 
 
 def test_up_refuses_a_lab_that_is_there_and_leaves_it_alone(pair):
