@@ -13,7 +13,7 @@ from guestnet.guest.domain import Domain, Hypervisor
 from guestnet.kernel import lock
 from guestnet.kernel.link import Links, no_support
 from guestnet.machine import machine_id
-from guestnet.model import VLAN_ALIAS, Backend, Guest, Kind, Mode, Request
+from guestnet.model import VLAN_ALIAS, Backend, Guest, Mode, Request
 from guestnet.plan import attach as attaching
 from guestnet.plan import change as changing
 from guestnet.plan import detach as detaching
@@ -193,7 +193,7 @@ def _other_macs(hypervisor: Hypervisor, guest: str) -> dict[str, str]:
 
 def _check_support(steps: tuple[plan.Step, ...], links: Links) -> None:
     for kind in dict.fromkeys(step.new.kind for step in steps if isinstance(step, plan.AddLink)):
-        if kind is not Kind.MACVTAP and not links.supports(kind):
+        if not links.supports(kind):
             raise no_support(kind)
 
 

@@ -77,7 +77,7 @@ def attach(
 def detach(
     guest: options.Guest,
     nic: Annotated[
-        list[str] | None, typer.Argument(metavar="NIC", help="Its MAC or interface name.", show_default=False)
+        list[str] | None, typer.Argument(metavar="NIC...", help="Its MAC or interface name.", show_default=False)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All NICs that guestnet gave it.")] = False,
     timeout: options.Timeout = 30.0,
@@ -108,7 +108,7 @@ def detach(
 def change(
     guest: options.Guest,
     nic: Annotated[str, typer.Argument(metavar="NIC", help="Its MAC or interface name.", show_default=False)],
-    mode: options.ModeOption = None,
+    mode: options.ModeChange = None,
     link: options.LinkOption = None,
     mtu: options.MtuOption = None,
     inbound: options.InboundOption = None,

@@ -67,7 +67,8 @@ Connect = Annotated[
 Live = Annotated[bool, typer.Option("--live", help="What runs now. Neither given: both, where it runs.")]
 Config = Annotated[bool, typer.Option("--config", help="The configuration, from the next start on.")]
 Timeout = Annotated[
-    float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds the guest gets to let go of a NIC.")
+    float,
+    typer.Option("--timeout", metavar="SECONDS", min=0.1, max=3600, help="How long the guest gets to let go of a NIC."),
 ]
 Netns = Annotated[str | None, typer.Option("--netns", metavar="NS", help="A network namespace of ip-netns(8).")]
 ParentsOption = Annotated[
@@ -77,6 +78,9 @@ ParentsOption = Annotated[
 ModeOption = Annotated[
     Mode | None,
     typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or passthru.  [bridge]"),
+]
+ModeChange = Annotated[
+    Mode | None, typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa or private.")
 ]
 MacOption = Annotated[Mac | None, typer.Option("--mac", metavar="MAC", parser=Mac, help="The Ethernet address.")]
 MacsOption = Annotated[
@@ -124,7 +128,7 @@ IfnamesOption = Annotated[
     list[LinkName] | None,
     typer.Option("--ifname", metavar="NAME", parser=LinkName, help="The macvtap's name; one for each.  [from the MAC]"),
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", help="The NIC model.  [virtio]")]
+ModelOption = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The NIC model.  [virtio]")]
 QueuesOption = Annotated[
     int | None, typer.Option("--queues", metavar="N", parser=number("a count of queues"), help="Queues, 1 to 256.  [1]")
 ]

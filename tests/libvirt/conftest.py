@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,16 +141,18 @@ def bare_domain(n1: Host) -> Iterator[Callable[..., str]]:
         start: bool = True,
         transient: bool = False,
         extra: str = "",
-        os: str = "",
+        qemu: Sequence[str] = (),
     ) -> str:
         name = f"bare{len(made) + 1}"
         made.append(name)
         controllers = "<controller type='pci' model='pcie-root'/>" if machine == "q35" else ""
         controllers += "<controller type='pci' model='pcie-root-port'/>" * ports
-        xml = f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory>
-          <os><type arch='x86_64' machine='{machine}'>hvm</type>{os}</os><features><acpi/></features>
+        words = "".join(f"<qemu:arg value='{word}'/>" for word in qemu)
+        xml = f"""<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+          <name>{name}</name><memory unit='MiB'>32</memory>
+          <os><type arch='x86_64' machine='{machine}'>hvm</type></os><features><acpi/></features>
           <devices><controller type='usb' model='none'/>{controllers}<memballoon model='none'/>{extra}</devices>
-          </domain>"""
+          <qemu:commandline>{words}</qemu:commandline></domain>"""
         n1.node.virsh("create" if transient else "define", "/dev/stdin", input=xml)
         if start and not transient:
             n1.virsh("start", name)

@@ -141,6 +141,23 @@ def test_a_stopped_guest_takes_nothing_live(n1: Host, bare_domain: Callable[...,
     assert f"{name} does not run" in done.err
 
 
+def test_a_guest_that_an_io_error_paused_takes_nothing_live(n1: Host, bare_domain: Callable[..., str]) -> None:
+    """Its firmware reads a disk that answers with an error, which QEMU is told to stop on."""
+    run = n1.node.own / "run"
+    (run / "broken.conf").write_text('[inject-error]\nevent = "read_aio"\nerrno = "5"\n')
+    (run / "broken.img").write_bytes(bytes(1 << 20))
+    disk = "if=none,id=d0,format=raw,rerror=stop,file=blkdebug:/run/broken.conf:/run/broken.img"
+    name = bare_domain(qemu=("-device", "virtio-blk-pci,drive=d0,addr=0x1e,bootindex=1", "-drive", disk))
+    wait = f"for i in $(seq 100); do virsh domstate --reason {name} | grep -q paused && exit 0; sleep 0.1; done; exit 1"
+    n1.run("sh", "-c", wait)
+    before = n1.state()
+    for words in (("attach", name, "--parent", "nic0"), ("detach", name, "--all")):
+        done = n1.guestnet(*words)
+        assert (done.code, n1.state()) == (5, before)
+        assert f"{name} is paused by an I/O error" in done.err
+    assert n1.json("attach", name, "--parent", "nic0", "--config")["live"] is False
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
