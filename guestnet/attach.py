@@ -74,7 +74,7 @@ def attach(
     The same call again takes no steps. On any failure links, device nodes and both XMLs are as they were.
     """
     begun = time.monotonic()
-    with _at_work(guest, options) as (doors, domain, now):
+    with _at_work(guest, options, others=True) as (doors, domain, now):
         if any(request.mode is Mode.PASSTHRU for request in requests):
             now = _with_other_namespaces(now, doors.links)
         made = attaching.attach(
@@ -156,7 +156,8 @@ def _outcome(
 
 
 @contextmanager
-def _at_work(guest: str, options: Options) -> Iterator[tuple[apply.Doors, Domain, Situation]]:
+def _at_work(guest: str, options: Options, *, others: bool = False) -> Iterator[tuple[apply.Doors, Domain, Situation]]:
+    """The doors to what the verb changes, and the situation it plans from; with the MACs of ``others`` if asked."""
     if os.geteuid() != 0 and not options.dry_run:
         raise NotPermittedError("making links and plugging NICs in needs root", hint="run this with sudo")
     with ExitStack() as stack:
@@ -171,7 +172,7 @@ def _at_work(guest: str, options: Options) -> Iterator[tuple[apply.Doors, Domain
             host=Host(links=there, wireless=links.wireless(there) if os.geteuid() == 0 else frozenset()),
             guest=domain.snapshot(),
             machine_id=machine_id(),
-            other_macs=_other_macs(hypervisor, guest),
+            other_macs=_other_macs(hypervisor, guest) if others else {},
         )
         yield doors, domain, now
 

@@ -15,7 +15,8 @@ class Undo:
             undo.push(f"delete {wanted.name}", links.delete, wanted.name)
 
     The error that ended the block stays the one that is raised. An inverse that fails does not stop the others; each
-    failure is added to that error as a note, so that a person sees what is left behind.
+    failure is added to that error as a note, so that a person sees what is left behind. A signal that ends an inverse
+    in its middle (an impatient second Ctrl-C) is such a failure.
     """
 
     def __init__(self) -> None:
@@ -40,8 +41,8 @@ class Undo:
             what, inverse = self._inverses.pop()
             try:
                 inverse()
-            except Exception as error:  # every inverse gets its turn, whatever the one before it met
-                failures.append(f"not undone: {what}: {error}")
+            except BaseException as error:  # every inverse gets its turn, whatever the one before it met
+                failures.append(f"not undone: {what}: {str(error) or type(error).__name__}")
         return failures
 
     def __enter__(self) -> Self:

@@ -52,8 +52,8 @@ def _dress(step: _Dressing, link: Link, links: Links) -> None:
 def _undress(step: _Dressing, was: Link, links: Links) -> None:
     """Set what the step changed to what it was. The IPv6 settings of a link of ours have no way back, nor need one."""
     link = links.find(was.name)
-    if link is None:
-        return
+    if link is None or link.index != was.index:
+        return  # gone, or another one of that name by now
     match step:
         case plan.Mark():
             links.mark(link, was.alias)
@@ -95,6 +95,9 @@ def _take_back(name: str, mac: str, doors: Doors) -> None:
         return
     if mac and mac in doors.held:
         raise GuestnetError(f"{name} is left, the guest still holds it")
+    above = [one.name for one in doors.target.all() if one.parent == link.index and one.parent_netnsid is None]
+    if above:  # with a VLAN the kernel deletes what stands on it, such as the macvtap that the guest holds
+        raise GuestnetError(f"{name} is left, {', '.join(above)} stands on it")
     delete(name, doors.target)
 
 

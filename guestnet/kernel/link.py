@@ -129,7 +129,8 @@ class Links:
 
     def mark(self, link: Link, alias: str) -> None:
         """Say in the link's ifalias whose it is, and in its group that it is ours."""
-        self._change(link, attribute(_IFALIAS, alias), attribute(_GROUP, GROUP))
+        # without closing zero, which the kernel would count: 255 bytes is all it takes (dev_set_alias, net/core/dev.c)
+        self._change(link, attribute(_IFALIAS, alias.encode()), attribute(_GROUP, GROUP))
 
     def quiet(self, link: Link) -> None:
         """Keep the host's own IPv6 off the link: no link-local address, no router solicitation, no autoconf.

@@ -6,6 +6,7 @@ gone when it is closed (Linux 5.2; the namespace is taken in sysfs_init_fs_conte
 """
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,13 +45,15 @@ def opened() -> Iterator[int]:
 
 
 def read(root: int, path: str) -> str | None:
-    """What the file at ``path`` below ``root`` says, stripped; None where there is no such file."""
+    """What the file at ``path`` below ``root`` says, stripped; None where there is no such file, or its device goes."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
-    except FileNotFoundError:
+        with open(fd, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):  # kernfs: a file that was open when its device went
+            raise
         return None
-    with open(fd, encoding="utf-8", errors="replace") as file:
-        return file.read().strip()
 
 
 def exists(root: int, path: str) -> bool:

@@ -12,12 +12,14 @@ from guestnet.model import VLAN_ALIAS, Kind, Link
 class Host:
     """The links of this host as one dump gave them, and which of the parents asked for are Wi-Fi.
 
-    ``used_elsewhere`` are the ifindexes of those on which a link of another named network namespace stands.
+    ``used_elsewhere`` are the ifindexes of those on which a link of another network namespace stands, ``addressed`` of
+    those on which the host itself has an address.
     """
 
     links: tuple[Link, ...]
     wireless: frozenset[str] = frozenset()
     used_elsewhere: frozenset[int] = frozenset()
+    addressed: frozenset[int] = frozenset()
 
     def find(self, name: str) -> Link | None:
         """The link of that name, or alternative name."""
@@ -53,7 +55,10 @@ class Host:
         )
 
     def unused_vlans(self, going: Iterable[Link]) -> list[Link]:
-        """The VLANs that an attach made and nothing stands on once these links are gone, topmost first."""
+        """The VLANs that an attach made and nobody uses once these links are gone, topmost first.
+
+        A use is a link on it, here or in another namespace, an address of the host's own, and being a bridge's port.
+        """
         going = list(going)
         gone = {link.index for link in going}
         found: list[Link] = []
@@ -62,7 +67,9 @@ class Host:
             vlan = self.at(queue.pop(0))
             if vlan is None or vlan.index in gone or vlan.kind != "vlan" or not vlan.ours or vlan.alias != VLAN_ALIAS:
                 continue
-            if vlan.index in self.used_elsewhere or any(link.index not in gone for link in self.above(vlan)):
+            if vlan.index in self.used_elsewhere | self.addressed or vlan.master is not None:
+                continue
+            if any(link.index not in gone for link in self.above(vlan)):
                 continue
             gone.add(vlan.index)
             found.append(vlan)
