@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from guestnet import apply, templates
@@ -76,7 +76,7 @@ def attach(
     begun = time.monotonic()
     with _at_work(guest, options, others=True) as (doors, domain, now):
         if any(request.mode is Mode.PASSTHRU for request in requests):
-            now = _with_other_namespaces(now, doors.links)
+            now = replace(now, host=_with_other_uses(now.host, doors.links))
         made = attaching.attach(
             requests, now, live=options.live, config=options.config, templates=templates.interfaces(own_templates)
         )
@@ -94,7 +94,8 @@ def change(guest: str, name: str, wanted: changing.Change, options: Options) -> 
     begun = time.monotonic()
     with _at_work(guest, options) as (doors, domain, now):
         made = changing.change(name, wanted, now, live=options.live, config=options.config)
-        shown = _carry_out(made, [made.nic.mac], doors, domain, now, options)
+        touched = any(isinstance(step, plan.SetMode | plan.SetMtu) for step in made.steps)
+        shown = _carry_out(made, [made.nic.mac], doors, domain, now, options, links=touched)
     return _outcome(guest, made, shown, options, begun, notes=made.notes)
 
 
@@ -111,7 +112,7 @@ def detach(guest: str, names: tuple[str, ...], options: Options, *, everything: 
         except NotFoundError:
             return _detach_orphans(guest, names, options, everything=everything)
         if any(link.alias == VLAN_ALIAS for link in now.host.links):
-            now = _with_other_namespaces(now, doors.links)
+            now = replace(now, host=_with_other_uses(now.host, doors.links))
         made = detaching.detach(names, now, everything=everything, live=options.live, config=options.config)
         shown = _nics([nic.mac for nic in made.nics], now.host, now.guest)
         if not options.dry_run:
@@ -132,13 +133,18 @@ def _carry_out(
     domain: Domain,
     now: Situation,
     options: Options,
+    *,
+    links: bool = True,
 ) -> tuple[Nic, ...]:
-    """Take the steps and verify what they made; the NICs as they are then, or as they are in a dry run."""
+    """Take the steps and verify what they made; the NICs as they are then, or as they are in a dry run.
+
+    Without ``links`` the macvtaps are not looked at: a stopped guest's is not there after a reboot of the host.
+    """
     if options.dry_run or not made.steps:
         return _nics(macs, now.host, now.guest)
     with Undo() as undo:
         apply.run(made.steps, doors, undo, options.watch)
-        return _verified(macs, doors, domain, live=made.live, config=made.config)
+        return _verified(macs, doors, domain, live=made.live, config=made.config, links=links)
 
 
 def _outcome(
@@ -177,9 +183,10 @@ def _at_work(guest: str, options: Options, *, others: bool = False) -> Iterator[
         yield doors, domain, now
 
 
-def _with_other_namespaces(now: Situation, links: Links) -> Situation:
-    """The situation with the links that other namespaces stand on, which takes a look into each of them."""
-    return replace(now, host=replace(now.host, used_elsewhere=links.used_elsewhere()))
+def _with_other_uses(host: Host, links: Links) -> Host:
+    """The host with what uses its links and is no link here: addresses of its own, and other namespaces, which takes a
+    look into each of them."""
+    return replace(host, used_elsewhere=links.used_elsewhere(), addressed=links.addressed())
 
 
 def _other_macs(hypervisor: Hypervisor, guest: str) -> dict[str, str]:
@@ -214,7 +221,9 @@ def _nics(macs: Sequence[str], host: Host, guest: Guest) -> tuple[Nic, ...]:
     return tuple(shown)
 
 
-def _verified(macs: Sequence[str], doors: apply.Doors, domain: Domain, *, live: bool, config: bool) -> tuple[Nic, ...]:
+def _verified(
+    macs: Sequence[str], doors: apply.Doors, domain: Domain, *, live: bool, config: bool, links: bool
+) -> tuple[Nic, ...]:
     """The NICs as they are after the work. What is not as it was planned is an error, and is undone."""
     guest, host = domain.snapshot(), Host(links=doors.links.all())
     there = {str(nic.mac): nic for nic in nics(guest, host)}
@@ -222,7 +231,7 @@ def _verified(macs: Sequence[str], doors: apply.Doors, domain: Domain, *, live: 
         nic = there.get(mac)
         if nic is None or (live and nic.live is None) or (config and nic.config is None):
             raise GuestnetError(f"the NIC {mac} of {domain.name} is not in its XML after the work was done")
-        if nic.record.backend is Backend.DIRECT:
+        if not links or nic.record.backend is Backend.DIRECT:
             continue
         link = host.find(nic.record.ifname)
         wanted = (mac, nic.record.mode, True)
@@ -238,9 +247,10 @@ def _verified(macs: Sequence[str], doors: apply.Doors, domain: Domain, *, live: 
 def _detach_orphans(guest: str, names: tuple[str, ...], options: Options, *, everything: bool) -> Outcome:
     """Delete the links of a guest that is gone: those whose alias says this name and a UUID no guest has."""
     begun = time.monotonic()
-    with lock.held(), Links() as links, Hypervisor(options.uri) as hypervisor:
+    work = nullcontext() if options.dry_run else lock.held()
+    with work, Links() as links, Hypervisor(options.uri) as hypervisor:
         uuids = {other.uuid for other in hypervisor.guests()}
-        host = Host(links=links.all())
+        host = _with_other_uses(Host(links=links.all()), links)
         orphans = [
             link
             for link in host.links

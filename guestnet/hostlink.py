@@ -113,7 +113,7 @@ def delete(kind: Kind, names: tuple[str, ...], options: Options, *, foreign: boo
     with _at_work(options) as places:
         _, host = places.hosts()
         if any(link.kind == Kind.VLAN for link in host.links):
-            host = replace(host, used_elsewhere=places.there.used_elsewhere())
+            host = replace(host, used_elsewhere=places.there.used_elsewhere(), addressed=places.there.addressed())
         made = plan.delete(kind, names, host, foreign=foreign)
         rows = places.rows(made.links)
         failures = list(made.failures)

@@ -13,12 +13,19 @@ from guestnet.errors import GuestnetError
 
 def line(text: str = "") -> None:
     """One line of the answer."""
-    print(text)
+    print(_printable(text))
 
 
 def note(text: str) -> None:
     """One line beside the answer, on stderr: what is going on, what was done on the way."""
-    print(text, file=sys.stderr, flush=True)
+    print(_printable(text), file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    """The text with all that is no character escaped: names that others chose may hold what a terminal obeys."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def object_of(value: Any) -> Any:
@@ -48,11 +55,11 @@ def error(problem: GuestnetError, *, json_wanted: bool) -> None:
         body = {"message": problem.message, "hint": problem.hint, "code": int(problem.code), "notes": list(notes)}
         print(json.dumps({"error": body}, indent=2))
         return
-    print(f"guestnet: {problem.message}", file=sys.stderr)
+    note(f"guestnet: {problem.message}")
     for text in notes:
-        print(f"  {text}", file=sys.stderr)
+        note(f"  {text}")
     if problem.hint:
-        print(f"hint: {problem.hint}", file=sys.stderr)
+        note(f"hint: {problem.hint}")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -63,7 +70,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     shown = Table(*columns, box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for row in rows:
-        shown.add_row(*(cell or "-" for cell in row))
+        shown.add_row(*(_printable(cell) or "-" for cell in row))
     width = None if sys.stdout.isatty() else 500
     Console(width=width, highlight=False, markup=False, emoji=False).print(shown)
 

@@ -95,9 +95,11 @@ def _take_back(name: str, mac: str, doors: Doors) -> None:
         return
     if mac and mac in doors.held:
         raise GuestnetError(f"{name} is left, the guest still holds it")
-    above = [one.name for one in doors.target.all() if one.parent == link.index and one.parent_netnsid is None]
-    if above:  # with a VLAN the kernel deletes what stands on it, such as the macvtap that the guest holds
-        raise GuestnetError(f"{name} is left, {', '.join(above)} stands on it")
+    if link.kind == Kind.VLAN:
+        # the kernel deletes what stands on a VLAN with it, such as the macvtap that the guest still holds
+        above = [one.name for one in doors.target.all() if one.parent == link.index and one.parent_netnsid is None]
+        if above:
+            raise GuestnetError(f"{name} is left, {', '.join(above)} stands on it")
     delete(name, doors.target)
 
 

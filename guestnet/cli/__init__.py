@@ -82,7 +82,9 @@ def _root(
 
 def main() -> None:
     """Run the command that the process was called with, and exit with its status (guestnet.errors.ExitCode)."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) wants it
+            signal.signal(number, _terminate)
     json_wanted = "--json" in sys.argv
     try:
         status = app(prog_name="guestnet", standalone_mode=False)
@@ -90,19 +92,28 @@ def main() -> None:
         report.error(error, json_wanted=json_wanted)
         sys.exit(error.code)
     except _ClickException as error:
-        if isinstance(error, typer.Abort):
-            sys.exit(ExitCode.FAILED)
         command = error.ctx.command_path if getattr(error, "ctx", None) else "guestnet"
         report.error(UsageError(error.format_message(), hint=f"{command} --help"), json_wanted=json_wanted)
         sys.exit(ExitCode.USAGE)
-    except (KeyboardInterrupt, typer.Abort):
-        report.error(GuestnetError("interrupted; what was begun has been undone"), json_wanted=json_wanted)
-        sys.exit(130)
+    except _Ended as error:
+        told = GuestnetError(f"ended by {error.signal.name}, and what was begun is undone")
+        for text in getattr(error, "__notes__", ()):  # what could not be undone
+            told.add_note(text)
+        report.error(told, json_wanted=json_wanted)
+        sys.exit(128 + error.signal)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(ExitCode.FAILED)
     sys.exit(status if isinstance(status, int) else ExitCode.DONE)
 
 
+class _Ended(BaseException):
+    """A signal asked this process to end. Typer answers a KeyboardInterrupt itself, without a word."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = signal.Signals(number)
+
+
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # unwinds through the undo stacks
+    raise _Ended(number)  # unwinds through the undo stacks

@@ -62,7 +62,10 @@ _TICK = 250  # milliseconds between two looks at the live XML while an unplug is
 
 def check_uri(uri: str) -> None:
     """Raise UsageError unless ``uri`` is the system libvirt of this host, where our links are."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise UsageError(f"{uri!r} is not a connection: {error}", hint=f"use --connect {DEFAULT_URI}") from None
     if parts.scheme in ("qemu", "qemu+unix") and not parts.netloc and parts.path == "/system":
         return
     why, hint = "is not a QEMU system libvirt", f"use --connect {DEFAULT_URI}"
@@ -128,14 +131,16 @@ class Hypervisor:
         libvirt.virEventRemoveTimeout(timer)
 
     def domain(self, name: str) -> "Domain":
-        """The domain of that name or UUID. Raises NotFoundError with the near names."""
-        try:
-            return Domain(self._connection, self._connection.lookupByName(name))
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                with _refusals(name):
+        """The domain of that name. Raises NotFoundError with the near names."""
+        with _refusals(repr(name)):
+            try:
+                return Domain(self._connection, self._connection.lookupByName(name))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise
-        names = [found.name() for found in self._connection.listAllDomains()]
+            except UnicodeEncodeError:
+                pass  # bytes that are no UTF-8, so no name of libvirt's
+            names = [found.name() for found in self._connection.listAllDomains()]
         near = get_close_matches(name, names, n=3)
         raise NotFoundError(
             f"there is no guest {name}",

@@ -5,6 +5,7 @@ names the link and says the kernel's reason.
 """
 
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -32,6 +33,7 @@ ADDR_GEN_MODE_NONE = 1
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _GETNSID, _NETNSA_NSID, _NETNSA_FD = 90, 1, 3
+_GETADDR, _IFA_F_PERMANENT, _RT_SCOPE_LINK = 22, 0x80, 253
 _DELQDISC, _TC_ROOT, _TC_INGRESS = 37, 0xFFFFFFFF, 0xFFFFFFF1
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _OPERSTATE, _LINKINFO = 1, 3, 4, 5, 10, 16, 18
 _TXQLEN, _IFALIAS, _STATS64, _AF_SPEC, _GROUP, _NET_NS_FD, _EXT_MASK = 13, 20, 23, 26, 27, 28, 29
@@ -47,6 +49,7 @@ _IFF_UP, _IFF_LOOPBACK, _IFF_ALLMULTI, _IFF_LOWER_UP = 0x1, 0x8, 0x200, 0x10000
 _ARPHRD_ETHER = 1
 
 _IFINFO = struct.Struct("=BxHiII")
+_IFADDR = struct.Struct("=BBBBI")
 _TCMSG = struct.Struct("=BxxxiIII")
 _STATS = struct.Struct("=8Q")
 _U32 = struct.Struct("=I")
@@ -227,23 +230,38 @@ class Links:
         return look() if self.namespace is None else netns.call(self.namespace, look)
 
     def used_elsewhere(self) -> frozenset[int]:
-        """The ifindexes of the links here on which a link of another network namespace stands: of a named one, since
-        the kernel lists no others."""
+        """The ifindexes of the links here on which a link of another network namespace stands: of one with a name or a
+        process in it, since the kernel lists no others."""
+        used: set[int] = set()
         with netns.own() as own:
             here = self.namespace if self.namespace is not None else own
-            used: set[int] = set()
-            for name in netns.names():
+            places = netns.others()
+            if self.namespace is not None:
+                places = itertools.chain(places, [own])
+            for there in places:
                 try:
-                    with netns.opened(name) as there, Links(there) as others:
+                    with Links(there) as others:
                         number = others._number_of(here)
                         lower = (one for one in others.all() if one.kind != "veth" and one.parent_netnsid is not None)
                         used.update(one.parent for one in lower if one.parent and one.parent_netnsid == number)
-                except NotFoundError:
-                    continue  # it went meanwhile
                 except OSError as error:
                     if error.errno != errno.EINVAL:  # what is left of a name whose namespace is gone
                         raise
-            return frozenset(used)
+        return frozenset(used)
+
+    def addressed(self) -> frozenset[int]:
+        """The ifindexes of the links here to which somebody gave an IP address (RTM_GETADDR, rtnetlink(7)).
+
+        IPv6 addresses that a link gives itself do not count: link-local ones, and those of a router's prefix, which
+        are not permanent.
+        """
+        found = set()
+        for message in self._rtnl.dump(_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            family, _, flags, scope, index = _IFADDR.unpack_from(message)
+            by_hand = flags & _IFA_F_PERMANENT and scope != _RT_SCOPE_LINK
+            if family == socket.AF_INET or (family == socket.AF_INET6 and by_hand):
+                found.add(index)
+        return frozenset(found)
 
     def _number_of(self, namespace: int) -> int:
         """The number by which links here call that namespace in ``parent_netnsid``, negative where there is none

@@ -48,6 +48,30 @@ def opened(name: str) -> Iterator[int]:
         os.close(fd)
 
 
+def others() -> Iterator[int]:
+    """An fd of every other network namespace that has a name or a process in it, each once; closed with the next.
+
+    A container's has no name in ip-netns(8). One that neither has is kept by a link or a socket alone, and cannot be
+    entered.
+    """
+    with own() as here:
+        seen = {os.fstat(here).st_ino}
+    paths = [f"{DIRECTORY}/{name}" for name in names()]
+    paths += [f"/proc/{entry}/ns/net" for entry in os.listdir("/proc") if entry.isdecimal()]
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it went meanwhile, or is not for this user to look into
+        try:
+            inode = os.fstat(fd).st_ino
+            if inode not in seen:
+                seen.add(inode)
+                yield fd
+        finally:
+            os.close(fd)
+
+
 @contextmanager
 def own() -> Iterator[int]:
     """An fd of the network namespace this thread is in, closed at the end of the block."""

@@ -169,6 +169,10 @@ class Node:
         ``lock`` is inherited by the builder, so that whoever waits for the lab's lock also waits for a builder whose
         parent was killed. On failure the half-made node is left for Lab.down. The new namespaces are bound to files
         (unshare(1)), which keep them when no process is in them.
+
+        A mount namespace can be bound only where its id is above that of the namespace it is bound in, and Linux 6.18
+        gives each CPU a range of ids to hand out (kernel, mnt_ns_loop, ns_tree_gen_id): in a container the bind may
+        fail with EINVAL on one CPU and work on another. So where it fails, each CPU gets a try.
         """
         machine_id = hashlib.sha256(f"guestnet lab {self.lab} {self.name}".encode()).hexdigest()[:32]
         hosts = (f"198.51.100.{number} n{number}\n" for number in range(1, self.node_count + 1))
@@ -189,21 +193,33 @@ class Node:
             "libvirtd": program("libvirtd", "libvirt-daemon"),
             "kvm": kvm,
         }
-        command = (
-            *("nsenter", f"--net={NETNS_DIRECTORY / self.netns}", "--"),
-            *("unshare", f"--mount={self.own / 'mnt'}", f"--uts={self.own / 'uts'}", "--propagation", "private", "--"),
-            *(sys.executable, "-I", "-S", str(Path(mounts.__file__)), json.dumps(words)),
-        )
-        log = self.own / "build.log"
-        with open(log, "wb") as output:  # a file, not a pipe: a daemon that kept it open would hold us up
-            null = subprocess.DEVNULL
-            done = subprocess.run(
-                command, check=False, stdin=null, stdout=output, stderr=output, pass_fds=(lock,), cwd="/"
-            )
+        here = os.sched_getaffinity(0)
+        done = self._run_builder(words, here, lock)
+        for cpu in sorted(here):
+            if done.returncode == 0 or os.path.ismount(self.own / "mnt"):
+                break
+            done = self._run_builder(words, {cpu}, lock)
         if done.returncode != 0:
-            words_of_it = " ".join(log.read_text(encoding="utf-8", errors="replace").split())
+            words_of_it = " ".join(self._build_log.read_text(encoding="utf-8", errors="replace").split())
             raise GuestnetError(f"the node {self.name} could not be built: {words_of_it or done.returncode}")
         self._wait_libvirtd()
+
+    @property
+    def _build_log(self) -> Path:
+        return self.own / "build.log"
+
+    def _run_builder(self, words: dict[str, Any], cpus: set[int], lock: int) -> subprocess.CompletedProcess[bytes]:
+        """Make the node's namespaces on one of these CPUs, and run guestnet.lab.mounts in them on any."""
+        command = (
+            *_on_cpus(cpus),
+            *("nsenter", f"--net={NETNS_DIRECTORY / self.netns}", "--"),
+            *("unshare", f"--mount={self.own / 'mnt'}", f"--uts={self.own / 'uts'}", "--propagation", "private", "--"),
+            *_on_cpus(os.sched_getaffinity(0)),
+            *(sys.executable, "-I", "-S", str(Path(mounts.__file__)), json.dumps(words)),
+        )
+        null = subprocess.DEVNULL
+        with open(self._build_log, "wb") as log:  # a file, not a pipe: a daemon that kept it open would hold us up
+            return subprocess.run(command, check=False, stdin=null, stdout=log, stderr=log, pass_fds=(lock,), cwd="/")
 
     def _wait_libvirtd(self) -> None:
         """Wait until libvirtd takes connections: ``libvirtd -d`` returns before its socket is there (libvirt 9.0)."""
@@ -246,3 +262,8 @@ class Node:
             guest.console.parent.mkdir(parents=True, exist_ok=True)
             self.virsh("define", "/dev/stdin", input=domain_xml(guest.name, vcpus=vcpus, kvm=kvm))
             self.virsh("start", guest.name)
+
+
+def _on_cpus(cpus: set[int]) -> tuple[str, ...]:
+    """The beginning of a command line that runs on these CPUs alone (taskset(1))."""
+    return ("taskset", "-c", ",".join(map(str, sorted(cpus))))

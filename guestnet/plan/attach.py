@@ -160,6 +160,7 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
             "mode source is for a macvlan of the host, a guest would hear nothing else",
             hint="one of bridge, vepa, private, passthru",
         )
+    check_parent(parent, now.host)
     check_mtu(request.mtu, parent)
     mac = request.mac or Mac.derive(now.machine_id, now.guest.name, parent.name, ordinal)
     if mode is Mode.PASSTHRU and backend is Backend.MACVTAP:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from guestnet.errors import NotFoundError
+from guestnet.errors import ConflictError, NotFoundError
 from guestnet.guest import xml
 from guestnet.model import Backend, Guest, Link
 from guestnet.plan.host import Host
@@ -26,8 +26,8 @@ def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bo
     """The plan that takes NICs (named by MAC or interface name) from a guest, or all of them.
 
     The guest lets go first, then configuration and metadata, then the links: a link is deleted when neither what runs
-    nor the configuration has the NIC any more, and a VLAN of ours with its last user. Raises NotFoundError for a NIC
-    the guest has not.
+    nor the configuration has the NIC any more, nor another NIC on that link, and a VLAN of ours with its last user.
+    Raises NotFoundError for a NIC the guest has not, ConflictError for one whose MAC another NIC of the guest has too.
     """
     guest = now.guest
     live, config = _scope(guest, live=live, config=config)
@@ -40,6 +40,8 @@ def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bo
     )
     forgotten = list(lost) if everything else [nic for nic in chosen if isinstance(nic, xml.Record)]
     chosen = [nic for nic in dict.fromkeys(chosen) if isinstance(nic, Nic)]
+    for nic in chosen:
+        _check_alone(nic, guest)
     steps: list[Step] = []
     for nic in chosen:
         if live and nic.live is not None:
@@ -56,7 +58,14 @@ def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bo
         for nic in chosen
         if (live or nic.live is None) and (config or nic.config is None) and nic.record.backend is Backend.MACVTAP
     ]
-    steps += delete_links([*going, *forgotten], guest, now.host)
+    kept = {
+        interface.target
+        for text, here in ((guest.live, live), (guest.config, config))
+        for interface in xml.interfaces(text or "<domain/>")
+        if not (here and interface.mac in macs)
+    }
+    gone = [record for record in (*going, *forgotten) if record.ifname not in kept]
+    steps += delete_links(gone, guest, now.host)
     records = (*(nic.record for nic in chosen), *forgotten)
     return Detaching(nics=records, steps=tuple(steps), live=live, config=config)
 
@@ -72,7 +81,19 @@ def named_nic(name: str, guest: Guest, host: Host) -> Nic:
     """The NIC of the guest with that MAC or interface name. Raises NotFoundError, which lists those there are."""
     found = _named(name, nics(guest, host), (), guest)
     assert isinstance(found, Nic)
+    _check_alone(found, guest)
     return found
+
+
+def _check_alone(nic: Nic, guest: Guest) -> None:
+    """Raise ConflictError where the guest has two NICs of that MAC (such as a <teaming> pair): one of them is not ours,
+    and libvirt's NICs are told apart by their MAC."""
+    for text in (guest.live, guest.config):
+        if text is not None and sum(1 for other in xml.interfaces(text) if other.mac == nic.mac) > 1:
+            raise ConflictError(
+                f"{guest.name} has several NICs with the MAC {nic.mac}, and only one of them is guestnet's",
+                hint=f"give the other one another MAC: virsh edit {guest.name}",
+            )
 
 
 def _named(name: str, existing: tuple[Nic, ...], lost: tuple[xml.Record, ...], guest: Guest) -> Nic | xml.Record:

@@ -11,6 +11,9 @@ from guestnet.plan.steps import AddLink, AllowMulticast, GiveNode, LinkStep, Mar
 MTU_MIN, MTU_MAX = 68, 65535
 """What an IPv4 link must carry (RFC 791) and what an Ethernet link of Linux can (ETH_MAX_MTU)."""
 
+_PARENT_LONGEST = 255
+"""Characters in a parent: an alternative name has up to 127 (ALTIFNAMSIZ), and VLAN IDs can follow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
@@ -46,6 +49,10 @@ def resolve_parent(text: str, vlan: int | None, host: Host) -> Parent:
         return _there(found, host)
     if not text:
         raise UsageError("the name of the parent is empty", hint="`ip link` shows the interfaces there are")
+    if len(text) > _PARENT_LONGEST:
+        raise UsageError(
+            f"the name of the parent has {len(text)} characters", hint="`ip link` shows the interfaces there are"
+        )
     nic, dot, tail = text.rpartition(".")
     if nic and tail.isdigit() and (host.find(nic) is not None or "." in nic):
         return _vlan_on(resolve_parent(nic, None, host), vlan_id(tail), text, host)

@@ -5,6 +5,9 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.kernel.link import Links
 from guestnet.kernel.netlink import NetlinkError, Rtnl, attribute, attribute_list, attributes, nested
-from guestnet.model import GROUP, Kind, Link, Mac, Mode, NewLink
+from guestnet.model import GROUP, Kind, Link, Mac, Mode, NewLink, guest_alias
 
 ATTRIBUTES = st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=300)), max_size=40)
 GET_LINK, NEW_LINK = 18, 16
@@ -193,6 +196,46 @@ def test_the_links_used_by_other_namespaces_are_known(zoo: tuple[Any, Any]) -> N
         assert one.links.used_elsewhere() == {one.links.find("nic0").index}
     finally:
         stale.unlink()
+
+
+def _used_elsewhere() -> frozenset[int]:
+    with Links() as links:
+        return links.used_elsewhere()
+
+
+@pytest.mark.root
+def test_a_link_of_a_namespace_without_a_name_is_known(parent: Any) -> None:
+    line = ["nsenter", f"--net=/run/netns/{parent.name}", "unshare", "--net", "sleep", "60"]
+    with subprocess.Popen(line) as process:
+        try:
+            home, there = os.stat(f"/run/netns/{parent.name}").st_ino, f"/proc/{process.pid}/ns/net"
+            own = os.stat("/proc/self/ns/net").st_ino
+            deadline = time.monotonic() + 20
+            while os.stat(there).st_ino in (home, own) and time.monotonic() < deadline:
+                threading.Event().wait(0.01)
+            assert parent.links.used_elsewhere() == set()
+            parent.ip(f"link add far0 link nic0 netns {process.pid} type macvlan mode bridge")
+            assert parent.links.used_elsewhere() == {parent.links.find("nic0").index}
+            assert parent.call(_used_elsewhere) == {parent.links.find("nic0").index}
+        finally:
+            process.kill()
+
+
+@pytest.mark.root
+def test_a_link_with_an_address_that_somebody_gave_it_is_known(parent: Any) -> None:
+    cable = {parent.links.find(name).index for name in ("nic0", "peer0")}
+    assert not cable & parent.links.addressed()
+    parent.ip("address add 192.0.2.1/24 dev nic0")
+    parent.ip("address add 2001:db8::1/64 dev peer0 nodad")
+    assert cable <= parent.links.addressed()
+
+
+@pytest.mark.root
+def test_an_alias_may_be_as_long_as_the_kernel_takes(parent: Any) -> None:
+    parent.links.add(NewLink(kind=Kind.MACVLAN, name="mv0", parent="nic0", alias=""), parent.links.find("nic0").index)
+    for alias in (guest_alias("1" * 36, "x" * 300), ""):
+        parent.links.mark(parent.links.find("mv0"), alias)
+        assert parent.links.find("mv0").alias == alias
 
 
 @pytest.mark.root

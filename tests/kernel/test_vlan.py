@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from guestnet import apply
 from guestnet.errors import ConflictError, GuestnetError, UsageError
-from guestnet.model import GROUP, HOST_ALIAS, VLAN_ALIAS, Kind, Link, Mode
+from guestnet.model import GROUP, HOST_ALIAS, VLAN_ALIAS, Kind, Link, Mac, Mode, NewLink
 from guestnet.plan import hostlink as plan
 from guestnet.plan.host import Host
 from guestnet.plan.hostlink import Change, Wanted
+from guestnet.plan.steps import AddLink
+from guestnet.undo import Undo
 
 NO_SUPPORT = "this kernel has no 802.1Q VLAN support (CONFIG_VLAN_8021Q)"
 Run = Callable[..., Any]
@@ -216,3 +219,22 @@ def test_the_error_of_a_kernel_without_the_kind_is_no_usage_error() -> None:
 
     error = no_support(Kind.VLAN)
     assert (error.message, error.code) == (NO_SUPPORT, GuestnetError.code)
+
+
+@pytest.mark.root
+def test_a_vlan_below_a_link_that_must_stay_is_not_taken_back(parent: Any) -> None:
+    if not parent.links.supports(Kind.VLAN):
+        pytest.skip("this kernel has no 8021q")
+    mac = Mac("52:54:00:00:02:01")
+    new = (
+        NewLink(kind=Kind.VLAN, name="nic0.11", parent="nic0", alias=VLAN_ALIAS, vlan=11),
+        NewLink(kind=Kind.MACVLAN, name="mv0", parent="nic0.11", alias=HOST_ALIAS, mac=mac),
+    )
+    doors = apply.Doors(links=parent.links, target=parent.links, held={mac})
+    undo = Undo()
+    apply.run([AddLink(new=one) for one in new], doors, undo)
+    assert undo.run() == [
+        "not undone: macvlan mv0: mv0 is left, the guest still holds it",
+        "not undone: vlan nic0.11: nic0.11 is left, mv0 stands on it",
+    ]
+    assert {"mv0", "nic0.11"} <= {link["ifname"] for link in parent.shown()}

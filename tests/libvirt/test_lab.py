@@ -27,6 +27,14 @@ from guestnet.lab import Lab
 getattr(Lab(name=sys.argv[1]), sys.argv[2])(progress=lambda line: print(line, flush=True), **eval(sys.argv[3]))
 """
 
+UP_AND_DOWN = """
+import sys
+from guestnet.lab import Lab
+lab = Lab(name=sys.argv[1])
+lab.up(nodes=2, guests=0)
+lab.down()
+"""
+
 
 def spaces(pid):
     """The mount, network and host name namespace of a process."""
@@ -318,6 +326,17 @@ def test_down_waits_for_an_up_that_is_at_work(nothing_stays):
         assert up.stdout.readline()
         Lab(name="ltwait").down()
         assert up.wait(30) == 0
+
+
+def test_a_lab_stands_in_a_mount_namespace_made_on_either_of_two_cpus(nothing_stays):
+    """As in a container; one made on the CPU that hands out the higher ids is newer than those made on the other."""
+    here = sorted(os.sched_getaffinity(0))
+    for cpu in here[:2]:
+        inside = ["taskset", "-c", str(cpu), "unshare", "--mount", "taskset", "-c", ",".join(map(str, here))]
+        command = [*inside, sys.executable, "-c", UP_AND_DOWN, "ltinside"]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
 
 
 def test_an_up_that_fails_leaves_nothing(nothing_stays, monkeypatch, tmp_path):

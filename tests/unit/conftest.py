@@ -38,7 +38,7 @@ Guestnet = Callable[..., Answer]
 def guestnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Guestnet]:
     """Calls ``guestnet`` with these words, on a machine whose machine-id is known."""
     monkeypatch.setattr(machine, "machine_id", lambda: MACHINE_ID)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
 
     def call(*words: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["guestnet", *words])
@@ -49,4 +49,5 @@ def guestnet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Answer(int(leaving.value.code or 0), shown.out, shown.err)
 
     yield call
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

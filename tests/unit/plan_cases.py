@@ -2,9 +2,10 @@
 
     link NAME [down] [loopback] [wireless] [not-ethernet] [kind=…] [on=LINK] [port-of=LINK] [mode=…] [vlan=…] [mac=…]
          [mtu=…] [protocol=…] [altname=…] [netnsid=…] [of=GUEST|host|vlan|nobody] [used-elsewhere]
+         [addressed]
     guest NAME running|stopped|transient [unfit=…] [ports=N] [machine=q35|i440fx|s390x] [boot=hd]
     nic MAC [on=LINK] [mode=…] [ifname=…] [backend=…] [model=…] [queues=…] [mtu=…] [link=…] [boot-order=…]
-        [inbound=…] [outbound=…] [in=live|config] [unrecorded | lost] [type=bridge]
+        [inbound=…] [outbound=…] [in=live|config] [unrecorded | lost] [type=bridge [twin]]
     record KEY=VALUE…      a line of the metadata with just these attributes
     other GUEST MAC        a NIC of another guest
     show xml               write the XML below each step
@@ -45,6 +46,7 @@ def read(head: str) -> tuple[Situation, bool]:
     links: dict[str, Link] = {}
     wireless: set[str] = set()
     elsewhere: set[int] = set()
+    addressed: set[int] = set()
     others: dict[str, str] = {}
     guest: dict[str, Any] = {}
     nics: list[dict[str, str]] = []
@@ -62,6 +64,8 @@ def read(head: str) -> tuple[Situation, bool]:
                 links[name] = _link(name, facts, links)
                 if "used-elsewhere" in facts:
                     elsewhere.add(links[name].index)
+                if "addressed" in facts:
+                    addressed.add(links[name].index)
                 if "wireless" in facts:
                     wireless.add(name)
             case "guest":
@@ -76,7 +80,10 @@ def read(head: str) -> tuple[Situation, bool]:
                 show = True
             case _:
                 raise AssertionError(f"what is {noun!r}?")
-    host = Host(links=tuple(links.values()), wireless=frozenset(wireless), used_elsewhere=frozenset(elsewhere))
+    host = Host(
+        links=tuple(links.values()), wireless=frozenset(wireless), used_elsewhere=frozenset(elsewhere),
+        addressed=frozenset(addressed),
+    )  # fmt: skip
     return Situation(host=host, guest=_guest(guest, nics, raw), machine_id=MACHINE_ID, other_macs=others), show
 
 
@@ -121,11 +128,15 @@ def _guest(facts: dict[str, str], nics: list[dict[str, str]], raw: list[dict[str
 def _domain(facts: dict[str, str], nics: list[dict[str, str]], raw: list[dict[str, str]], where: str) -> str:
     here = [nic for nic in nics if nic.get("in", where) == where]
     wanted = {nic["mac"]: _attachment(nic) for nic in here if "type" not in nic}
+    elements = [
+        (nic, _interface(nic, wanted, number, where)) for number, nic in enumerate(here, 1) if "lost" not in nic
+    ]
     root = xml.build_domain(
         templates.read("domain.xml"), name=facts["name"], memory=None, vcpus=None, disk=None, virt_type=None,
-        interfaces=[_interface(nic, wanted, number, where) for number, nic in enumerate(here, 1) if "lost" not in nic],
+        interfaces=[element for nic, element in elements if "twin" not in nic],
         nics=[xml.record(wanted[nic["mac"]]) for nic in here if nic["mac"] in wanted and "unrecorded" not in nic],
     )  # fmt: skip
+    root.find("devices").extend([element for nic, element in elements if "twin" in nic])
     if "boot" in facts:
         etree.SubElement(root.find("os"), "boot", dev=facts["boot"])
     _machine(root, facts.get("machine", "q35"), int(facts.get("ports", "8")))

@@ -1,13 +1,16 @@
 """The command line as a process: help, errors, exit status."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from guestnet import __version__, cli
+from guestnet import __version__, cli, report, templates
+from guestnet.errors import ExitCode, GuestnetError
+from tests.unit.conftest import Guestnet
 
 REPO = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(cli._COMMANDS)
@@ -105,3 +108,28 @@ def test_a_reader_that_goes_away_is_no_error_worth_words() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    report.line("vm\x1b[2J\x9b1m é\nnext")
+    report.error(GuestnetError("no guest \udcff\r"), json_wanted=False)
+    shown = capsys.readouterr()
+    assert shown.out == "vm\\x1b[2J\\x9b1m é\nnext\n"
+    assert shown.err == "guestnet: no guest \\udcff\\r\n"
+
+
+def test_a_signal_is_told_with_what_could_not_be_undone(monkeypatch: pytest.MonkeyPatch, guestnet: Guestnet) -> None:
+    def ended(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        except BaseException as error:
+            error.add_note("not undone: this")
+            raise
+
+    monkeypatch.setattr(templates, "read", ended)
+    answer = guestnet("xml", "network", "lab", "--parent", "ens3")
+    assert (answer.status, answer.err.splitlines()[1]) == (128 + signal.SIGHUP, "  not undone: this")
+
+
+def test_a_connection_that_is_no_uri_is_a_usage_error(guestnet: Guestnet) -> None:
+    assert guestnet("list", "--connect", "qemu://[x").status == ExitCode.USAGE

@@ -79,6 +79,20 @@ def test_an_interrupt_is_taken_back_like_an_error(end: type[BaseException]) -> N
     assert end_badly(lambda undo, order: push(undo, order, "one"), end()) == ["one"]
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_an_inverse_that_is_interrupted_stops_no_other(end: type[BaseException]) -> None:
+    def interrupted() -> None:
+        raise end
+
+    def fill(undo: Undo, order: Order) -> None:
+        push(undo, order, "one")
+        undo.push("two", interrupted)
+
+    error = ValueError("first")
+    assert end_badly(fill, error) == ["one"]
+    assert error.__notes__ == [f"not undone: two: {end.__name__}"]
+
+
 def test_an_inverse_gets_the_words_it_was_given_and_runs_once() -> None:
     given: list[tuple[tuple[int, ...], dict[str, int]]] = []
 
