@@ -7,16 +7,17 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from guestnet import apply, templates
-from guestnet.errors import GuestnetError, NotFoundError, NotPermittedError
+from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.guest import xml
 from guestnet.guest.domain import Domain, Hypervisor
-from guestnet.kernel import lock
+from guestnet.kernel import lock, tap
 from guestnet.kernel.link import Links, no_support
 from guestnet.machine import machine_id
-from guestnet.model import VLAN_ALIAS, Backend, Guest, Mode, Request
+from guestnet.model import VLAN_ALIAS, Backend, Guest, Link, Mode, Request
 from guestnet.plan import attach as attaching
 from guestnet.plan import change as changing
 from guestnet.plan import detach as detaching
+from guestnet.plan import situation
 from guestnet.plan import steps as plan
 from guestnet.plan.host import Host
 from guestnet.plan.situation import Situation, nics
@@ -55,7 +56,11 @@ class Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class Options:
-    """How a verb goes about its work, the same for all of them."""
+    """How a verb goes about its work, the same for all of them.
+
+    ``timeout`` is what the guest gets to let go of a NIC, in seconds; ``waiting`` hears how many it has taken.
+    ``notice`` hears what else is waited for. ``watch`` is called around each step.
+    """
 
     uri: str
     live: bool = False
@@ -64,6 +69,7 @@ class Options:
     timeout: float = apply.UNPLUG_TIMEOUT
     watch: apply.Watch | None = None
     waiting: Callable[[float], None] | None = None
+    notice: Callable[[str], None] | None = None
 
 
 def attach(
@@ -168,7 +174,7 @@ def _at_work(guest: str, options: Options, *, others: bool = False) -> Iterator[
         raise NotPermittedError("making links and plugging NICs in needs root", hint="run this with sudo")
     with ExitStack() as stack:
         if not options.dry_run:
-            stack.enter_context(lock.held())
+            stack.enter_context(lock.held(notice=options.notice))
         links = stack.enter_context(Links())
         hypervisor = stack.enter_context(Hypervisor(options.uri))
         domain = hypervisor.domain(guest)
@@ -231,40 +237,77 @@ def _verified(
         nic = there.get(mac)
         if nic is None or (live and nic.live is None) or (config and nic.config is None):
             raise GuestnetError(f"the NIC {mac} of {domain.name} is not in its XML after the work was done")
-        if not links or nic.record.backend is Backend.DIRECT:
-            continue
-        link = host.find(nic.record.ifname)
-        wanted = (mac, nic.record.mode, True)
-        found = (link.mac, link.mode, link.up) if link is not None else None
-        if found != wanted:
-            raise GuestnetError(
-                f"the macvtap {nic.record.ifname} of {domain.name} is not as it was made: {found} instead of {wanted}",
-                hint="something else on this host changes it: look at udev rules and network managers",
-            )
+        if links:
+            _check_link(nic, host, guest, live=live)
     return _nics(macs, host, guest)
 
 
+def _check_link(nic: situation.Nic, host: Host, guest: Guest, *, live: bool) -> None:
+    record = nic.record
+    direct = record.backend is Backend.DIRECT
+    if direct and not live:
+        return
+    name = nic.live.target if direct and nic.live is not None else record.ifname
+    link = host.find(name)
+    lower = host.at(link.parent) if link is not None and link.parent_netnsid is None else None
+    if link is None or lower is None or lower.name != record.parent:
+        raise GuestnetError(
+            f"the macvtap {name} of {guest.name} is not on {record.parent} here after the work was done",
+            hint="libvirtd may run in another network namespace: run guestnet where it runs",
+        )
+    if direct:
+        return
+    wanted = (record.mac, record.mode, True, guest.uuid)
+    if (link.mac, link.mode, link.up, link.guest_uuid) != wanted:
+        state = "up" if link.up else "down"
+        raise GuestnetError(
+            f"the macvtap {name} of {guest.name} is not as it was made: MAC {link.mac}, mode {link.mode}, {state}, "
+            f"marked {link.alias!r}",
+            hint="something else on this host changes it: look at udev rules and network managers",
+        )
+
+
 def _detach_orphans(guest: str, names: tuple[str, ...], options: Options, *, everything: bool) -> Outcome:
-    """Delete the links of a guest that is gone: those whose alias says this name and a UUID no guest has."""
+    """Delete the links of a guest that is gone: those whose alias says this name and a UUID no guest has.
+
+    libvirt may know less than there is, such as one that has just started. So a link that some process holds open, or
+    that the XML of any guest names, stays: ConflictError.
+    """
     begun = time.monotonic()
-    work = nullcontext() if options.dry_run else lock.held()
+    work = nullcontext() if options.dry_run else lock.held(notice=options.notice)
     with work, Links() as links, Hypervisor(options.uri) as hypervisor:
-        uuids = {other.uuid for other in hypervisor.guests()}
+        guests = hypervisor.guests()
         host = _with_other_uses(Host(links=links.all()), links)
         orphans = [
             link
             for link in host.links
             if link.guest_name == guest
-            and link.guest_uuid not in uuids
+            and link.guest_uuid not in {other.uuid for other in guests}
             and (everything or link.name in names or link.mac in {name.lower() for name in names})
         ]
         if not orphans:
             hypervisor.domain(guest)  # says that there is no such guest, and the near names
-        steps = [plan.DeleteLink(name=link.name) for link in (*orphans, *host.unused_vlans(orphans))]
+        for link in orphans:
+            _check_unused(link, guests)
+        doomed = (*orphans, *host.unused_vlans(orphans))
+        steps = tuple(plan.DeleteLink(name=link.name, index=link.index) for link in doomed)
         if not options.dry_run:
             with Undo() as undo:
                 apply.run(steps, apply.Doors(links=links, target=links), undo, options.watch)
-        return Outcome(
-            guest=guest, nics=(), steps=tuple(steps), notes=(f"{guest} is gone, its links are deleted",), live=False,
-            config=False, seconds=time.monotonic() - begun, dry_run=options.dry_run,
-        )  # fmt: skip
+    return Outcome(
+        guest=guest, nics=(), steps=steps, notes=(f"{guest} is gone, its links are deleted",), live=False,
+        config=False, seconds=time.monotonic() - begun, dry_run=options.dry_run,
+    )  # fmt: skip
+
+
+def _check_unused(link: Link, guests: Sequence[Guest]) -> None:
+    for other in guests:
+        for text in (other.live, other.config):
+            if text is not None and any(nic.target == link.name for nic in xml.interfaces(text)):
+                raise ConflictError(f"{link.name} is a NIC of the guest {other.name}", hint="detach it from that guest")
+    pids = tap.holders(tap.device_of(link))
+    if pids:
+        raise ConflictError(
+            f"{link.name} is held open by process {pids[0]}, though libvirt knows no guest {link.guest_name}",
+            hint=f"see what it is (ps {pids[0]}), and whether libvirt has all its guests (virsh list --all)",
+        )

@@ -42,7 +42,7 @@ def rows(uri: str, guest: str | None = None, nic: str | None = None) -> tuple[Ro
     Raises NotFoundError where the guest, or a NIC of that MAC or interface name, is not there.
     """
     with Links() as links, Hypervisor(uri) as hypervisor:
-        guests = (hypervisor.domain(guest).snapshot(),) if guest is not None else hypervisor.guests()
+        guests = (hypervisor.domain(guest).snapshot(secrets=False),) if guest is not None else hypervisor.guests()
         host = Host(links=links.all(counters=True))
     found: list[Row] = []
     seen: set[int] = set()
@@ -148,7 +148,8 @@ def _row(
 ) -> Row:  # fmt: skip
     lower = None
     if host is not None:
-        lower = host.at(link_of.parent) if link_of is not None else host.find(parent)
+        foreign = link_of is not None and link_of.parent_netnsid is not None
+        lower = None if foreign else host.at(link_of.parent) if link_of is not None else host.find(parent)
     return Row(
         guest=guest, state=state, interface=interface, parent=parent or (lower.name if lower is not None else ""),
         vlan=lower.vlan if lower is not None else None, mode=mode, mac=mac, model=model, queues=queues,

@@ -1,6 +1,6 @@
 """The list of the links of one kind: what each is and whose. It is asked for most, so it imports little."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ _ADDRGENMODES = {None: "", 0: "eui64", 1: "none", 2: "stable_secret", 3: "random
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One link as `ip -d link show` has it, and whose it is. A parent in another namespace is ``ifN``, as in ip(8)."""
+    """One link as `ip -d link show` has it, and whose it is. A parent in a namespace
+    that is not the caller's is ``ifN``, as in ip(8)."""
 
     name: str
     kind: str
@@ -51,21 +52,39 @@ def listed(kind: Kind, name: str | None = None, namespace: str | None = None) ->
     """
     with ExitStack() as stack:
         fd = None if namespace is None else stack.enter_context(netns.opened(namespace))
-        links = stack.enter_context(Links(fd)).all()
+        door = stack.enter_context(Links(fd))
+        links = door.all()
+        lowers = {}
+        if fd is not None and any(link.parent_netnsid is not None for link in links):
+            number = number_of_ours(door)
+            lowers = {(number, link.index): link.name for link in stack.enter_context(Links()).all()}
     found = [link for link in links if link.kind == kind]
     if name is not None:
         found = [Host(links=links).named(kind, name)]
-    return rows_of(links, found, namespace or "")
+    return rows_of(links, found, namespace or "", lowers)
 
 
-def rows_of(links: Iterable[Link], chosen: Iterable[Link], namespace: str) -> tuple[Row, ...]:
-    """The rows of the chosen ones among all links of a namespace, which is named where it is not this one."""
+def number_of_ours(links: Links) -> int:
+    """The number by which links of another namespace call the one this process runs in, negative where there is none."""
+    with netns.own() as own:
+        return links._number_of(own)
+
+
+def rows_of(
+    links: Iterable[Link], chosen: Iterable[Link], namespace: str, lowers: Mapping[tuple[int, int], str] | None = None
+) -> tuple[Row, ...]:
+    """The rows of the chosen ones among all links of a namespace, which is named where it is not this one.
+
+    ``lowers`` are the names of links of other namespaces, by the number of theirs and the ifindex.
+    """
     names = {link.index: link.name for link in links}
 
     def lower(link: Link) -> str:
         if link.parent is None:
             return ""
-        return names[link.parent] if link.parent_netnsid is None and link.parent in names else f"if{link.parent}"
+        if link.parent_netnsid is None:
+            return names.get(link.parent, f"if{link.parent}")
+        return (lowers or {}).get((link.parent_netnsid, link.parent), f"if{link.parent}")
 
     return tuple(
         Row(

@@ -13,7 +13,33 @@ from guestnet.errors import GuestnetError
 
 def line(text: str = "") -> None:
     """One line of the answer."""
-    print(_printable(text))
+    _write(_printable(text) + "\n")
+
+
+def _write(text: str) -> None:
+    with _refused():
+        sys.stdout.write(text)
+
+
+def flush() -> None:
+    """Hand the answer over: after this it is written."""
+    with _refused():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise unwritten(error.strerror or str(error)) from error
+
+
+def unwritten(reason: str) -> GuestnetError:
+    """The error that says that nobody got the answer."""
+    return GuestnetError(f"the answer could not be written: {reason}")
 
 
 def note(text: str) -> None:
@@ -45,7 +71,7 @@ def object_of(value: Any) -> Any:
 
 def as_json(value: Any) -> None:
     """The answer as one JSON document."""
-    print(json.dumps(object_of(value), indent=2))
+    _write(json.dumps(object_of(value), indent=2) + "\n")
 
 
 def error(problem: GuestnetError, *, json_wanted: bool) -> None:
@@ -53,7 +79,7 @@ def error(problem: GuestnetError, *, json_wanted: bool) -> None:
     notes = getattr(problem, "__notes__", [])
     if json_wanted:
         body = {"message": problem.message, "hint": problem.hint, "code": int(problem.code), "notes": list(notes)}
-        print(json.dumps({"error": body}, indent=2))
+        _write(json.dumps({"error": body}, indent=2) + "\n")
         return
     note(f"guestnet: {problem.message}")
     for text in notes:
@@ -63,16 +89,20 @@ def error(problem: GuestnetError, *, json_wanted: bool) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """The rows under their headings, without frame; what a terminal is too narrow for is folded."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    """The rows under their headings, without frame; nothing is cut, whatever a terminal is too narrow for."""
+    cells = [columns, *([_printable(cell).replace("\n", "\\n") or "-" for cell in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
+        line("  ".join(padded).rstrip())
 
-    shown = Table(*columns, box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
-    for row in rows:
-        shown.add_row(*(_printable(cell) or "-" for cell in row))
-    width = None if sys.stdout.isatty() else 500
-    Console(width=width, highlight=False, markup=False, emoji=False).print(shown)
+
+def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 @contextmanager
@@ -107,21 +137,20 @@ def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
         body = object_of(done)
         body["steps"] = [str(step) for step in done.steps]
         body["changed"] = bool(done.steps) and not done.dry_run
-        print(json.dumps(body, indent=2))
+        _write(json.dumps(body, indent=2) + "\n")
         return
-    if done.dry_run:
-        for step in done.steps:
-            line(f"would {step}")
-        if not done.steps:
-            line(f"{done.guest}: nothing to do, it is so already")
-        return
+    for step in done.steps if done.dry_run else ():
+        line(f"would {step}")
     for text in done.notes:
         line(f"note: {text}")
-    head = verb if done.steps else "unchanged, it is so already"
-    where = " and ".join(word for word, is_in in (("live", done.live), ("config", done.config)) if is_in)
-    line(
-        f"{done.guest}: {head}" + (f" ({where})" if done.steps and where else "") + f" in {done.seconds * 1000:.0f} ms"
-    )
+    if not done.steps:
+        line(f"{done.guest}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
+    elif not done.dry_run:
+        where = " and ".join(word for word, is_in in (("live", done.live), ("config", done.config)) if is_in)
+        said = f" ({where})" if where and verb != "mended" else ""
+        line(f"{done.guest}: {verb}{said} in {done.seconds * 1000:.0f} ms")
+    if done.dry_run:
+        return
     for nic in done.nics:
         facts = [nic.ifname or "a macvtap of libvirt's", f"on {nic.parent}", f"mode {nic.mode}", f"MAC {nic.mac}"]
         if verb != "detached":
@@ -132,32 +161,28 @@ def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
 
 def document(text: str) -> None:
     """A document as it is, to be piped into a file or another command."""
-    sys.stdout.write(text)
+    _write(text)
 
 
-def links(rows: Sequence[Any], *, json_wanted: bool) -> None:
-    """Links of the host: a table, or one JSON object a line in a list."""
+def links(rows: Sequence[Any], kind: str, netns: str | None, *, json_wanted: bool) -> None:
+    """Links of the host, all of one kind: a table, or one JSON object a line in a list."""
     if json_wanted:
-        print(_json_rows(rows))
+        _write(_json_rows(rows) + "\n")
         return
-    columns = ("Name", "Parent", "Mode", "VLAN", "MAC", "MTU", "State", "Multicast", "Owner")
-    table(
-        columns,
-        (
-            (
-                row.name,
-                row.parent,
-                row.mode + "".join(f" {mac}" for mac in row.source_macs),
-                str(row.vlan or ""),
-                row.mac,
-                str(row.mtu),
-                row.operstate if row.up else "down",
-                "all" if row.allmulti else "filtered",
-                f"guest {row.guest}" if row.owner == "guest" else row.owner,
-            )
-            for row in rows
-        ),
-    )
+    if not rows:
+        line(f"there is no {kind}" + (f" in the network namespace {netns}" if netns else ""))
+        return
+    is_vlan = kind == "vlan"
+    columns = ("NAME", "PARENT", *(("VLAN",) if is_vlan else ("MODE",)), "MAC", "MTU", "STATE")
+    table((*columns, *(() if is_vlan else ("MULTICAST",)), "OWNER"), (_link_cells(row, is_vlan) for row in rows))
+
+
+def _link_cells(row: Any, is_vlan: bool) -> list[str]:
+    cells = [row.name, row.parent]
+    cells.append(str(row.vlan or "") if is_vlan else row.mode + "".join(f" {mac}" for mac in row.source_macs))
+    cells += [row.mac, str(row.mtu), row.operstate if row.up else "down"]
+    cells += [] if is_vlan else ["all" if row.allmulti else "filtered"]
+    return [*cells, f"guest {row.guest}" if row.owner == "guest" else row.owner]
 
 
 def links_outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
@@ -169,22 +194,51 @@ def links_outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
                 "seconds": done.seconds, "notes": done.notes, "steps": [str(step) for step in done.steps],
             }
         )  # fmt: skip
-        print(json.dumps(head, indent=2)[:-2] + ',\n  "links": ' + _json_rows(done.links) + "\n}")
+        _write(json.dumps(head, indent=2)[:-2] + ',\n  "links": ' + _json_rows(done.links) + "\n}\n")
         return
-    if done.dry_run:
-        for step in done.steps:
-            line(f"would {step}")
+    for step in done.steps if done.dry_run else ():
+        line(f"would {step}")
     for text in done.notes:
         line(f"note: {text}")
     if not done.steps:
-        line(f"{', '.join(done.names)}: unchanged, it is so already")
-    for row in done.links if done.steps else ():
-        facts = [f"on {row.parent}"] if row.parent else []
-        facts += [f"mode {row.mode}"] if row.mode else []
-        facts += [f"VLAN {row.vlan}"] if row.vlan else []
-        facts += [f"MAC {row.mac}", f"MTU {row.mtu}", "up" if row.up else "down"]
-        facts += [f"in network namespace {row.netns}"] if row.netns else []
-        line(f"{row.name}: {verb}" + ("" if verb == "deleted" else ", " + ", ".join(facts)))
+        line(f"{', '.join(done.names)}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
+    for row in done.links if done.steps and not done.dry_run else ():
+        line(f"{row.name}: {_link_words(row, done.steps, verb)}")
+
+
+def _link_words(row: Any, steps: Sequence[Any], verb: str) -> str:
+    from guestnet.plan.steps import AddLink
+
+    if verb == "deleted":
+        return verb
+    if verb == "changed":
+        return f"changed: {', '.join(filter(None, map(_change, steps)))}"
+    if row.name not in {step.new.name for step in steps if isinstance(step, AddLink)}:
+        return "unchanged, it is so already"
+    facts = [verb, f"on {row.parent}"]
+    facts += [f"mode {row.mode}"] if row.mode else []
+    facts += [f"VLAN {row.vlan}"] if row.vlan else []
+    facts += [f"MAC {row.mac}", f"MTU {row.mtu}", "up" if row.up else "down"]
+    facts += [f"in network namespace {row.netns}"] if row.netns else []
+    return ", ".join(facts)
+
+
+def _change(step: Any) -> str:
+    from guestnet.plan import steps
+
+    match step:
+        case steps.SetMode():
+            return " ".join((f"mode {step.mode}", *step.source_macs))
+        case steps.SetMtu():
+            return f"MTU {step.mtu}"
+        case steps.SetMac():
+            return f"MAC {step.mac}"
+        case steps.SetUp():
+            return "up" if step.up else "down"
+        case steps.Move():
+            return f"in network namespace {step.netns}"
+        case _:
+            return ""  # what goes along with one of those
 
 
 def _json_rows(rows: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from guestnet.kernel import netns
+from guestnet.kernel import netns, tap
 from guestnet.kernel.link import Links
 
 REPO = Path(__file__).resolve().parents[1]
@@ -152,13 +152,16 @@ class Answer:
         return json.loads(self.out)
 
 
+def as_user(user: int) -> list[str]:
+    """What to put before a command: a user who reads all, as guestnet and its Python may lie below a closed /root."""
+    read = "-all,+dac_read_search"
+    return ["setpriv", f"--reuid={user}", "--clear-groups", f"--inh-caps={read}", f"--ambient-caps={read}", "--"]
+
+
 def _run_guestnet(*words: str, netns: str | None = None, user: int | None = None) -> Answer:
     inside = ["nsenter", f"--net=/run/netns/{netns}", "--"] if netns is not None else []
-    # a user who can read all: guestnet and its Python may lie below /root, which is closed to others
-    read = "-all,+dac_read_search"
-    as_user = ["setpriv", f"--reuid={user}", "--clear-groups", f"--inh-caps={read}", f"--ambient-caps={read}"]
     done = subprocess.run(
-        [*inside, *(as_user if user is not None else ()), sys.executable, "-m", "guestnet", *words],
+        [*inside, *(as_user(user) if user is not None else ()), sys.executable, "-m", "guestnet", *words],
         capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": str(REPO)},
     )  # fmt: skip
@@ -199,10 +202,16 @@ class Namespace:
         return str(self.call(lambda: Path(path).read_text(encoding="utf-8"))).strip()
 
     def clear(self) -> None:
-        """Delete its links now: the kernel takes its time with those of a namespace that goes."""
-        for link in self.links.all():
-            if link.kind:
-                self.links.delete(link)
+        """Delete its links now: the kernel takes its time with those of a namespace that goes.
+
+        And their nodes, which in the /dev of a container are files that no kernel takes away.
+        """
+        links = [link for link in self.links.all() if link.kind]
+        devices = [tap.device_of(link, namespace=self.fd) for link in links if link.kind == "macvtap"]
+        for link in links:
+            self.links.delete(link)
+        for device in devices:
+            tap.remove_node(device)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def run(steps: Iterable[plan.Step], doors: Doors, undo: Undo, watch: Watch | Non
         if isinstance(step, plan.DeleteLink):
             undo.keep()
             try:
-                links.delete(step.name, doors.target)
+                links.delete(step, doors.target)
             except GuestnetError as error:
                 failures.append(error)
         else:

@@ -45,8 +45,9 @@ def carry_out(step: plan.GuestStep, domain: GuestDoor, doors: Doors, undo: Undo)
             domain.unplug(step.mac, doors.timeout, doors.waiting)
         case plan.UnplugConfig():
             before = domain.snapshot().config
-            if before is not None:
-                undo.push(f"NIC {step.mac} in the configuration", domain.define, before)
+            element = xml.interface_element(before, step.mac) if before is not None else None
+            if element is not None:
+                undo.push(f"NIC {step.mac} in the configuration", _put_back, domain, step.mac, xml.text_of(element))
             domain.detach_config(step.mac)
 
 
@@ -70,6 +71,12 @@ def _plug_back(domain: GuestDoor, mac: str, text: str) -> None:
     live = domain.snapshot().live
     if live is not None and xml.interface_element(live, mac) is None:
         domain.attach(text, live=True, config=False)
+
+
+def _put_back(domain: GuestDoor, mac: str, text: str) -> None:
+    config = domain.snapshot().config
+    if config is not None and xml.interface_element(config, mac) is None:
+        domain.attach(text, live=False, config=True)
 
 
 def _unplug_config(domain: GuestDoor, mac: str, before: str | None) -> None:

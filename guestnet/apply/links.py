@@ -4,6 +4,7 @@ from guestnet.apply.doors import Doors
 from guestnet.errors import GuestnetError, NotFoundError
 from guestnet.kernel import netns, tap
 from guestnet.kernel.link import ADDR_GEN_MODE_NONE, Links
+from guestnet.kernel.netlink import NetlinkError
 from guestnet.model import Kind, Link, Mac, NewLink
 from guestnet.plan import steps as plan
 from guestnet.undo import Undo
@@ -19,7 +20,7 @@ def carry_out(step: plan.LinkStep, doors: Doors, undo: Undo) -> None:
         case plan.Move():
             _move(step.name, doors, undo)
         case plan.DeleteLink():
-            delete(step.name, doors.target)
+            delete(step, doors.target)
         case _ if step.name in doors.made:
             _dress(step, doors.made[step.name], doors.target)
         case _:
@@ -83,8 +84,9 @@ def _add_link(step: plan.AddLink, doors: Doors, undo: Undo) -> None:
     undo.push(f"{new.kind} {new.name}", _take_back, new.name, str(new.mac or ""), doors)
     try:
         doors.links.add(new, parent.index, into=doors.into)
-    except GuestnetError:
-        undo.drop()  # the link of that name, if there is one, is somebody else's
+    except GuestnetError as error:
+        if isinstance(error.__cause__, NetlinkError):
+            undo.drop()  # the kernel said no: the link of that name, if there is one, is somebody else's
         raise
     doors.made[new.name] = _link(new.name, doors.target)
 
@@ -95,12 +97,17 @@ def _take_back(name: str, mac: str, doors: Doors) -> None:
         return
     if mac and mac in doors.held:
         raise GuestnetError(f"{name} is left, the guest still holds it")
-    if link.kind == Kind.VLAN:
-        # the kernel deletes what stands on a VLAN with it, such as the macvtap that the guest still holds
-        above = [one.name for one in doors.target.all() if one.parent == link.index and one.parent_netnsid is None]
-        if above:
-            raise GuestnetError(f"{name} is left, {', '.join(above)} stands on it")
-    delete(name, doors.target)
+    above = _above(link, doors.target)
+    if above:
+        raise GuestnetError(f"{name} is left, {', '.join(above)} stands on it")
+    _delete(link, doors.target)
+
+
+def _above(link: Link, links: Links) -> list[str]:
+    """What stands on a VLAN: the kernel would delete it too, such as a macvtap that a guest holds."""
+    if link.kind != Kind.VLAN:
+        return []
+    return [one.name for one in links.all() if one.parent == link.index and one.parent_netnsid is None]
 
 
 def _give_node(name: str, doors: Doors, undo: Undo) -> None:
@@ -167,11 +174,18 @@ def _again(link: Link, lower: Link) -> NewLink:
     )  # fmt: skip
 
 
-def delete(name: str, links: Links) -> None:
-    """Delete the link of that name, and its node where no devtmpfs takes it away. Nothing to do where it is gone."""
-    link = links.find(name)
-    if link is None:
+def delete(step: plan.DeleteLink, links: Links) -> None:
+    """Delete the link of a step, and its node where no devtmpfs takes it away.
+
+    Nothing to do where it is gone, where another one has its name by now, and where a VLAN has a new user.
+    """
+    link = links.find(step.name)
+    if link is None or step.index not in (None, link.index) or _above(link, links):
         return
+    _delete(link, links)
+
+
+def _delete(link: Link, links: Links) -> None:
     device = tap.device_of(link, namespace=links.namespace) if link.kind == Kind.MACVTAP else None
     links.delete(link)
     if device is not None:

@@ -5,6 +5,7 @@ and a mistyped word cost no more than they must.
 """
 
 import importlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -85,26 +86,61 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) wants it
             signal.signal(number, _terminate)
-    json_wanted = "--json" in sys.argv
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    status = int(ExitCode.DONE)
+    try:
+        if sys.stdout is None:  # nothing was done yet, and no fd of ours shall become fd 1
+            raise report.unwritten("stdout is closed")
+        status = _run(json_wanted="--json" in sys.argv)
+        report.flush()
+    except BrokenPipeError:
+        _leave_stdout()
+        status = status or ExitCode.FAILED
+    except GuestnetError as error:
+        _leave_stdout()
+        report.error(error, json_wanted=False)
+        status = status or error.code
+    except OSError as error:
+        if "--help" not in sys.argv:
+            raise
+        _leave_stdout()  # the help is written by the library
+        report.error(report.unwritten(error.strerror or str(error)), json_wanted=False)
+        status = ExitCode.FAILED
+    sys.exit(status)
+
+
+def _run(*, json_wanted: bool) -> int:
+    """The exit status of the command; what went wrong with it is told."""
     try:
         status = app(prog_name="guestnet", standalone_mode=False)
     except GuestnetError as error:
         report.error(error, json_wanted=json_wanted)
-        sys.exit(error.code)
+        return error.code
     except _ClickException as error:
-        command = error.ctx.command_path if getattr(error, "ctx", None) else "guestnet"
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            report.line(context.get_help())
+            return ExitCode.USAGE
+        command = context.command_path if context else "guestnet"
         report.error(UsageError(error.format_message(), hint=f"{command} --help"), json_wanted=json_wanted)
-        sys.exit(ExitCode.USAGE)
+        return ExitCode.USAGE
     except _Ended as error:
         told = GuestnetError(f"ended by {error.signal.name}, and what was begun is undone")
         for text in getattr(error, "__notes__", ()):  # what could not be undone
             told.add_note(text)
         report.error(told, json_wanted=json_wanted)
-        sys.exit(128 + error.signal)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(ExitCode.FAILED)
-    sys.exit(status if isinstance(status, int) else ExitCode.DONE)
+        return 128 + error.signal
+    return status if isinstance(status, int) else ExitCode.DONE
+
+
+def _leave_stdout() -> None:
+    """Let what cannot be written go nowhere, so that the end of the process does not try again."""
+    if sys.stdout is None:
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 class _Ended(BaseException):

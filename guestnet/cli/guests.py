@@ -1,5 +1,6 @@
 """guestnet attach, detach, set."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,11 +34,12 @@ def attach(
     outbound: options.OutboundOption = None,
     backend: options.BackendOption = None,
     template: Annotated[
-        Path | None, typer.Option("--template", metavar="FILE", help="An interface template of your own.")
+        Path | None,
+        typer.Option("--template", metavar="FILE", parser=options.file, help="An interface template of your own."),
     ] = None,
     live: options.Live = False,
     config: options.Config = False,
-    timeout: options.Timeout = 30.0,
+    timeout: options.TimeoutOfUndo = 30.0,
     connect: options.Connect = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -65,19 +67,21 @@ def attach(
         own[backend or Backend.MACVTAP] = templates.read_own(template)
 
     from guestnet import attach as verb
+    from guestnet.plan.steps import Plug
 
     with report.progress(json_wanted=json) as waiting:
         outcome = verb.attach(
             guest, requests, _verb_options(verb, connect, live, config, dry_run, timeout, waiting), own_templates=own
         )
-    report.outcome(outcome, "attached", json_wanted=json)
+    plugged = any(isinstance(step, Plug) for step in outcome.steps)
+    report.outcome(outcome, "attached" if plugged else "mended", json_wanted=json)
 
 
 @detach_app.command()
 def detach(
     guest: options.Guest,
     nic: Annotated[
-        list[str] | None, typer.Argument(metavar="NIC...", help="Its MAC or interface name.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[NIC...]", help="Its MAC or interface name.", show_default=False)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All NICs that guestnet gave it.")] = False,
     timeout: options.Timeout = 30.0,
@@ -92,7 +96,9 @@ def detach(
     Waits until the running guest has let go, then deletes the macvtap, and a VLAN that guestnet made and nobody uses.
     """
     names = tuple(nic or ())
-    if bool(names) == everything:
+    if names and everything:
+        raise UsageError("a NIC and --all are both given", hint="name the NICs, or give --all alone")
+    if not names and not everything:
         raise UsageError("say which NIC, or --all", hint=f"guestnet list {guest} shows its NICs")
 
     from guestnet import attach as verb
@@ -101,6 +107,8 @@ def detach(
         outcome = verb.detach(
             guest, names, _verb_options(verb, connect, live, config, dry_run, timeout, waiting), everything=everything
         )
+    if not dry_run:
+        outcome = replace(outcome, nics=tuple(_taken(nic, outcome) for nic in outcome.nics))
     report.outcome(outcome, "detached", json_wanted=json)
 
 
@@ -128,7 +136,27 @@ def change(
 
     wanted = Change(mode=mode, link=link, mtu=mtu, inbound=inbound, outbound=outbound)
     outcome = verb.change(guest, nic, wanted, _verb_options(verb, connect, live, config, dry_run, 30.0, None))
-    report.outcome(outcome, "changed", json_wanted=json)
+    report.outcome(outcome, "changed to " + _words(wanted), json_wanted=json)
+
+
+def _taken(nic: Any, outcome: Any) -> Any:
+    """The NIC as it is after a detach of where ``outcome`` says."""
+    live, config = nic.live and not outcome.live, nic.config and not outcome.config
+    return replace(nic, live=live, config=config, pci=nic.pci if live else "", carrier=nic.carrier if live else None)
+
+
+def _words(wanted: Any) -> str:
+    rates = [
+        f"{name} {'without limit' if rate[0] is None else rate[0]}"
+        for name, rate in (("inbound", wanted.inbound), ("outbound", wanted.outbound))
+        if rate is not None
+    ]
+    facts = [
+        f"{name} {value}"
+        for name, value in (("mode", wanted.mode), ("link", wanted.link), ("MTU", wanted.mtu))
+        if value is not None
+    ]
+    return ", ".join((*facts, *rates))
 
 
 def _verb_options(

@@ -66,8 +66,8 @@ def show(
 def _cells(row: "Row") -> tuple[str, ...]:
     counters = row.counters
     return (
-        row.guest, row.interface, row.parent, str(row.vlan or ""), row.mode, row.mac, row.model, _where(row),
-        _carrier(row), _bytes(counters.rx_bytes) if counters else "", _bytes(counters.tx_bytes) if counters else "",
+        row.guest, row.interface, row.parent, str(row.vlan or ""), _mode(row), row.mac, row.model, _where(row),
+        "no (set down)" if row.link == "down" else _carrier(row), _bytes(counters.rx_bytes) if counters else "", _bytes(counters.tx_bytes) if counters else "",
     )  # fmt: skip
 
 
@@ -92,6 +92,10 @@ def _facts(row: "Row") -> list[tuple[str, str]]:
             ("from guest", f"{count.tx_packets} packets, {count.tx_bytes} bytes, {count.tx_dropped} dropped"),
         ]
     return [(name, value) for name, value in facts if value]
+
+
+def _mode(row: "Row") -> str:
+    return f"{row.mode} (libvirt)" if row.backend == "direct" else row.mode
 
 
 def _where(row: "Row") -> str:

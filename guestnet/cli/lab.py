@@ -23,9 +23,13 @@ def _lab() -> None:
 
 @lab_app.command()
 def up(
-    nodes: Annotated[int, typer.Option("--nodes", min=1, max=16, help="How many hosts.")] = 2,
-    guests: Annotated[int, typer.Option("--guests", min=0, max=16, help="How many guests on each.")] = 1,
-    nics: Annotated[int, typer.Option("--nics", min=1, max=8, help="How many links to the switch on each.")] = 1,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=1, max=16, help="How many hosts, 1 to 16.")] = 2,
+    guests: Annotated[
+        int, typer.Option("--guests", metavar="N", min=0, max=16, help="How many guests on each, 0 to 16.")
+    ] = 1,
+    nics: Annotated[
+        int, typer.Option("--nics", metavar="N", min=1, max=8, help="How many links to the switch on each, 1 to 8.")
+    ] = 1,
     name: Name = "lab",
     json: options.Json = False,
 ) -> None:
@@ -76,7 +80,7 @@ def run(
     node = Lab(name=name).node(node_name)
     if inside:
         code, output = node.guest(where).run(shlex.join(command))
-        sys.stdout.write(output)
+        report.document(output)
         raise typer.Exit(code)
     node.must_be_up()
     # so that `guestnet` is found there, also out of a virtual environment that is not activated
@@ -93,8 +97,13 @@ def down(
     """Take a lab down, whole or half built: its guests, hosts, switch and files."""
     from guestnet.lab import Lab, labs
 
-    for one in labs() if everything else [name]:
+    known = labs()
+    for one in known if everything else [name]:
         Lab(name=one).down(progress=report.note)
+    if everything and not known:
+        report.note("there is no lab")
+    elif not everything and name not in known:
+        report.note(f"there is no lab {name}")
 
 
 @lab_app.command()

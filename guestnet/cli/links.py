@@ -6,11 +6,14 @@ import typer
 
 from guestnet import report
 from guestnet.cli import options
-from guestnet.model import Kind, LinkName, Mac, Mode, Multicast
+from guestnet.errors import UsageError
+from guestnet.model import Kind, LinkName, Mac, Mode
 
 
 def _group(about: str) -> typer.Typer:
-    return typer.Typer(help=about, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+    return typer.Typer(
+        help=about, no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False,
+    )  # fmt: skip
 
 
 def _link_names(texts: list[str]) -> tuple[LinkName, ...]:
@@ -21,12 +24,13 @@ macvtap_app = _group("Macvtaps: the links a guest's NIC can be.")
 macvlan_app = _group("Macvlans: links of the host's own on another's wire.")
 vlan_app = _group("VLANs of an interface (802.1Q).")
 
-_Names = Annotated[list[str], typer.Argument(metavar="NAME", help="Their names.", show_default=False)]
+_Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Their names.", show_default=False)]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name.", show_default=False)]
 _Only = Annotated[str | None, typer.Argument(metavar="NAME", help="Only this one.", show_default=False)]
 _Parent = Annotated[str, typer.Option("--parent", metavar="IFACE[.VID]", help="The link they go on.")]
 _Down = Annotated[bool, typer.Option("--down", help="Leave it down.")]
-_UpDown = Annotated[bool | None, typer.Option("--up/--down", help="Bring it up, or down.", show_default=False)]
+_Up = Annotated[bool, typer.Option("--up", help="Bring it up.")]
+_SetDown = Annotated[bool, typer.Option("--down", help="Bring it down.")]
 _Into = Annotated[str | None, typer.Option("--netns", metavar="NS", help="Make it in this network namespace.")]
 _MoveTo = Annotated[str | None, typer.Option("--netns", metavar="NS", help="Move it into this network namespace.")]
 _At = Annotated[str | None, typer.Option("--netns", metavar="NS", help="In this network namespace.")]
@@ -36,6 +40,10 @@ _MacvlanMode = Annotated[
     typer.Option(
         "--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private, passthru, source.  [bridge]"
     ),
+]
+_MacvlanModeChange = Annotated[
+    Mode | None,
+    typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or source."),
 ]
 _SourceMacs = Annotated[
     list[Mac] | None,
@@ -63,8 +71,8 @@ def add_macvtap(
     from guestnet.plan.hostlink import Wanted
 
     wanted = Wanted(
-        kind=Kind.MACVTAP, names=_link_names(names), parent=parent, mode=mode or Mode.BRIDGE, mac=mac, mtu=mtu,
-        multicast=multicast or Multicast.ALL, up=not down,
+        kind=Kind.MACVTAP, names=_link_names(names), parent=parent, mode=mode, mac=mac, mtu=mtu,
+        multicast=multicast, up=not down,
     )  # fmt: skip
     _add(wanted, netns, dry_run=dry_run, json=json)
 
@@ -74,7 +82,11 @@ def add_macvlan(
     names: _Names,
     parent: _Parent,
     mode: _MacvlanMode = None,
-    source_mac: _SourceMacs = None,
+    source_mac: _MacvlanMode = Annotated[
+    Mode | None,
+    typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or source."),
+]
+_SourceMacs = None,
     mac: options.MacOption = None,
     mtu: options.MtuOption = None,
     netns: _Into = None,
@@ -89,7 +101,7 @@ def add_macvlan(
     from guestnet.plan.hostlink import Wanted
 
     wanted = Wanted(
-        kind=Kind.MACVLAN, names=_link_names(names), parent=parent, mode=mode or Mode.BRIDGE, mac=mac, mtu=mtu,
+        kind=Kind.MACVLAN, names=_link_names(names), parent=parent, mode=mode, mac=mac, mtu=mtu,
         source_macs=tuple(source_mac or ()), up=not down,
     )  # fmt: skip
     _add(wanted, netns, dry_run=dry_run, json=json)
@@ -120,27 +132,33 @@ def add_vlan(
 @macvtap_app.command("set")
 def set_macvtap(
     name: _Name,
-    mode: options.ModeOption = None,
+    mode: options.ModeChange = None,
     mac: options.MacOption = None,
     mtu: options.MtuOption = None,
-    up: _UpDown = None,
+    up: _Up = False,
+    down: _SetDown = False,
     netns: _MoveTo = None,
     foreign: _Foreign = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Change a macvtap of the host, in use or not, or move it."""
-    _set(Kind.MACVTAP, name, netns, foreign, dry_run, json, mode=mode, mac=mac, mtu=mtu, up=up)
+    _set(Kind.MACVTAP, name, netns, foreign, dry_run, json, mode=mode, mac=mac, mtu=mtu, up=_state(up, down))
 
 
 @macvlan_app.command("set")
 def set_macvlan(
     name: _Name,
-    mode: _MacvlanMode = None,
-    source_mac: _SourceMacs = None,
+    mode: _MacvlanModeChange = None,
+    source_mac: _MacvlanMode = Annotated[
+    Mode | None,
+    typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or source."),
+]
+_SourceMacs = None,
     mac: options.MacOption = None,
     mtu: options.MtuOption = None,
-    up: _UpDown = None,
+    up: _Up = False,
+    down: _SetDown = False,
     netns: _MoveTo = None,
     foreign: _Foreign = False,
     dry_run: options.DryRun = False,
@@ -148,7 +166,7 @@ def set_macvlan(
 ) -> None:
     """Change a macvlan, in use or not, or move it."""
     sources = tuple(source_mac or ())
-    _set(Kind.MACVLAN, name, netns, foreign, dry_run, json, mode=mode, mac=mac, mtu=mtu, up=up, source_macs=sources)
+    _set(Kind.MACVLAN, name, netns, foreign, dry_run, json, mode=mode, mac=mac, mtu=mtu, up=_state(up, down), source_macs=sources)
 
 
 @vlan_app.command("set")
@@ -156,14 +174,15 @@ def set_vlan(
     name: _Name,
     mac: options.MacOption = None,
     mtu: options.MtuOption = None,
-    up: _UpDown = None,
+    up: _Up = False,
+    down: _SetDown = False,
     netns: _MoveTo = None,
     foreign: _Foreign = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Change a VLAN, or move it."""
-    _set(Kind.VLAN, name, netns, foreign, dry_run, json, mac=mac, mtu=mtu, up=up)
+    _set(Kind.VLAN, name, netns, foreign, dry_run, json, mac=mac, mtu=mtu, up=_state(up, down))
 
 
 def _both(kind: Kind, app: typer.Typer) -> None:
@@ -172,7 +191,7 @@ def _both(kind: Kind, app: typer.Typer) -> None:
     def show(name: _Only = None, netns: _At = None, json: options.Json = False) -> None:
         from guestnet import linklist
 
-        report.links(linklist.listed(kind, name, netns), json_wanted=json)
+        report.links(linklist.listed(kind, name, netns), kind, netns, json_wanted=json)
 
     def delete(
         names: _Names,
@@ -193,6 +212,12 @@ def _both(kind: Kind, app: typer.Typer) -> None:
 _both(Kind.MACVTAP, macvtap_app)
 _both(Kind.MACVLAN, macvlan_app)
 _both(Kind.VLAN, vlan_app)
+
+
+def _state(up: bool, down: bool) -> bool | None:
+    if up and down:
+        raise UsageError("--up and --down are both given", hint="give one of them")
+    return True if up else False if down else None
 
 
 def _add(wanted: Any, netns: str | None, *, dry_run: bool, json: bool) -> None:

@@ -1,6 +1,8 @@
 """Options and arguments that mean the same in every command."""
 
+import math
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +38,33 @@ def number(name: str) -> Any:
     return parse
 
 
+def seconds(text: str | float) -> float:
+    """A time limit in seconds, 0.1 to 3600."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.1 <= value <= 3600:
+        raise UsageError(f"{text!r} is not a time limit", hint="write seconds, 0.1 to 3600, as in --timeout 30")
+    return value
+
+
+def word(name: str) -> Any:
+    """A parser for text that must not be empty; its error calls it ``name``, article and all."""
+
+    def parse(text: str) -> str:
+        if not text:
+            raise UsageError(f"{name} is empty", hint="give one, or leave the option out")
+        return text
+
+    return parse
+
+
+def file(text: str | Path) -> Path:
+    """A path; an empty one is refused, which would be the working directory."""
+    return Path(word("the name of the file")(str(text)))
+
+
 def rate(text: str) -> Any:
     """A tuple of one rate, or of None for 0, so that "no limit" differs from an option that was not given."""
     return (Bandwidth.parse(text),)
@@ -64,12 +93,22 @@ Connect = Annotated[
     str | None,
     typer.Option("--connect", "-c", metavar="URI", help="libvirt's URI; LIBVIRT_DEFAULT_URI, else qemu:///system."),
 ]
-Live = Annotated[bool, typer.Option("--live", help="What runs now. Neither given: both, where it runs.")]
-Config = Annotated[bool, typer.Option("--config", help="The configuration, from the next start on.")]
+Live = Annotated[bool, typer.Option("--live", help="Now, where it runs. Neither given: both.")]
+Config = Annotated[bool, typer.Option("--config", help="From its next start on.")]
 Timeout = Annotated[
     float,
-    typer.Option("--timeout", metavar="SECONDS", min=0.1, max=3600, help="How long the guest gets to let go of a NIC."),
-]
+    typer.Option(
+        "--timeout", metavar="SECONDS", parser=seconds, show_default=False,
+        help="How long the guest gets to let go of a NIC.  [30]",
+    ),
+]  # fmt: skip
+TimeoutOfUndo = Annotated[
+    float,
+    typer.Option(
+        "--timeout", metavar="SECONDS", parser=seconds, show_default=False,
+        help="How long the guest gets to let go of a NIC if the work has to be undone.  [30]",
+    ),
+]  # fmt: skip
 Netns = Annotated[str | None, typer.Option("--netns", metavar="NS", help="A network namespace of ip-netns(8).")]
 ParentsOption = Annotated[
     list[str],
@@ -128,7 +167,10 @@ IfnamesOption = Annotated[
     list[LinkName] | None,
     typer.Option("--ifname", metavar="NAME", parser=LinkName, help="The macvtap's name; one for each.  [from the MAC]"),
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="The NIC model.  [virtio]")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", parser=word("the NIC model"), help="The NIC model.  [virtio]"),
+]
 QueuesOption = Annotated[
     int | None, typer.Option("--queues", metavar="N", parser=number("a count of queues"), help="Queues, 1 to 256.  [1]")
 ]

@@ -16,7 +16,10 @@ xml_app = typer.Typer(
 )  # fmt: skip
 
 TemplateOption = Annotated[
-    Path | None, typer.Option("--template", metavar="FILE", help="A template of your own, instead of the shipped one.")
+    Path | None,
+    typer.Option(
+        "--template", metavar="FILE", parser=options.file, help="A template of your own, instead of the shipped one."
+    ),
 ]
 
 
@@ -72,7 +75,10 @@ def domain(
         typer.Option("--vcpus", metavar="N", parser=options.number("a count of CPUs"), help="Virtual CPUs.  [1]"),
     ] = None,
     disk: Annotated[
-        Path | None, typer.Option("--disk", metavar="FILE", help="A disk image: qcow2 by that suffix, else raw.")
+        Path | None,
+        typer.Option(
+            "--disk", metavar="FILE", parser=options.file, help="A disk image: qcow2 by that suffix, else raw."
+        ),
     ] = None,
     virt_type: Annotated[
         str | None, typer.Option("--virt-type", metavar="kvm|qemu", help="KVM, or QEMU's own emulation.  [kvm]")
@@ -125,6 +131,9 @@ def domain(
         nics=[xml.record(nic) for nic in nics],
     )  # fmt: skip
     _print(xml.text_of(root), json_wanted=json)
+    if parents and backend is not Backend.DIRECT:
+        again = " ".join(f"--parent {one}" for one in parents)
+        report.note(f"its macvtaps are made by: guestnet attach {name} {again}, after virsh define")
 
 
 @xml_app.command()

@@ -3,6 +3,7 @@
 What libvirt refuses is raised as a GuestnetError; errors are told apart by their code, never by their text.
 """
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,12 +82,14 @@ def check_uri(uri: str) -> None:
 
 
 @contextmanager
-def _refusals(what: str, uri: str = "") -> Iterator[None]:
+def _refusals(what: str, uri: str = "", hint: str = "") -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
         code, text = error.get_error_code(), (error.get_error_message() or str(error)).strip()
-        if code in _DENIED:
+        # for VIR_ERR_SYSTEM_ERROR int1 is the errno (virReportSystemError)
+        denied = code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in (errno.EACCES, errno.EPERM)
+        if code in _DENIED or denied:
             raise NotPermittedError(f"{what}: {text}", hint="run this as root") from error
         if uri:
             raise GuestnetError(
@@ -99,7 +102,7 @@ def _refusals(what: str, uri: str = "") -> Iterator[None]:
             raise ConflictError(f"{what}: {text}") from error
         if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
             raise TimedOutError(f"{what}: {text}", hint="another job of that guest is under way; try again") from error
-        raise GuestnetError(f"{what}: {text}") from error
+        raise GuestnetError(f"{what}: {text}", hint=hint) from error
 
 
 class Hypervisor:
@@ -154,7 +157,7 @@ class Hypervisor:
         found = []
         for domain in domains:
             try:
-                found.append(Domain(self._connection, domain).snapshot())
+                found.append(Domain(self._connection, domain).snapshot(secrets=False))
             except NotFoundError:
                 continue
         return tuple(sorted(found, key=lambda guest: guest.name))
@@ -168,15 +171,15 @@ class Domain:
         self._domain = domain
         self.name: str = domain.name()
 
-    def snapshot(self) -> Guest:
-        """What libvirt says of it now."""
+    def snapshot(self, *, secrets: bool = True) -> Guest:
+        """What libvirt says of it now; its configuration with passwords, so that it can be written back, or without."""
         with _refusals(self.name):
             state, reason = self._domain.state()
             active = self._domain.isActive()
             persistent = self._domain.isPersistent()
-            secure = libvirt.VIR_DOMAIN_XML_SECURE
-            live = self._domain.XMLDesc(secure) if active else None
-            config = self._domain.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE) if persistent else None
+            inactive = libvirt.VIR_DOMAIN_XML_INACTIVE | (libvirt.VIR_DOMAIN_XML_SECURE if secrets else 0)
+            live = self._domain.XMLDesc(0) if active else None
+            config = self._domain.XMLDesc(inactive) if persistent else None
         unfit = _UNFIT.get(state, "")
         if state == libvirt.VIR_DOMAIN_PAUSED:
             unfit = _UNFIT_PAUSES.get(reason, "")
@@ -187,12 +190,12 @@ class Domain:
 
     def attach(self, xml: str, *, live: bool, config: bool) -> None:
         """Plug the <interface> in, now and in the configuration as asked."""
-        with _refusals(f"{self.name}: plugging the NIC in"):
+        with _refusals(f"{self.name}: plugging the NIC in", hint=_hint(xml)):
             self._domain.attachDeviceFlags(xml, _affect(live, config))
 
     def update(self, xml: str, *, live: bool, config: bool) -> None:
         """Change what libvirt can change of a NIC: link state, bandwidth; in the configuration anything."""
-        with _refusals(f"{self.name}: changing the NIC"):
+        with _refusals(f"{self.name}: changing the NIC", hint=_hint(xml)):
             self._domain.updateDeviceFlags(xml, _affect(live, config))
 
     def detach_config(self, mac: str) -> None:
@@ -249,7 +252,7 @@ class Domain:
                 if not self._live_alias(mac):
                     return  # an earlier request was answered just now
                 # one that stands already is refused, and is what is waited for
-                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED:
+                if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_ERR_INTERNAL_ERROR):
                     with _refusals(f"{self.name}: unplugging the NIC {mac}"):
                         raise
             while not outcome:
@@ -282,6 +285,12 @@ class Domain:
                 return ""
             live = self._domain.XMLDesc(0)
         return next((nic.alias for nic in interfaces(live) if nic.mac == mac), "")
+
+
+def _hint(interface: str) -> str:
+    if "<bandwidth" not in interface:
+        return ""
+    return "rates need sch_htb, sch_sfq and act_police in the kernel; leave --inbound and --outbound out without them"
 
 
 def _affect(live: bool, config: bool) -> int:

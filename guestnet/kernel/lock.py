@@ -5,7 +5,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from guestnet.errors import NotPermittedError, TimedOutError
 PATH = Path("/run/guestnet/lock")
 
 _AGAIN = 0.02  # seconds between two tries
+_SILENT = 1.0  # seconds that are waited without a word
 
 
 @contextmanager
-def held(timeout: float = 60.0, *, path: Path = PATH) -> Iterator[None]:
-    """Hold the lock for the block, waiting for it at most ``timeout`` seconds.
+def held(timeout: float = 60.0, *, path: Path = PATH, notice: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock for the block, waiting for it at most ``timeout`` seconds; ``notice`` is told after the first one.
 
     Raises TimedOutError that names the process which has it, NotPermittedError for who may not write the file.
     """
@@ -30,7 +31,7 @@ def held(timeout: float = 60.0, *, path: Path = PATH) -> Iterator[None]:
             raise
         raise NotPermittedError(f"{path} cannot be written: {error.strerror}", hint="run this as root") from error
     try:
-        _wait(fd, time.monotonic() + timeout, timeout)
+        _wait(fd, timeout, notice)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -38,13 +39,18 @@ def held(timeout: float = 60.0, *, path: Path = PATH) -> Iterator[None]:
         os.close(fd)
 
 
-def _wait(fd: int, deadline: float, timeout: float) -> None:
+def _wait(fd: int, timeout: float, notice: Callable[[str], None] | None) -> None:
     never = threading.Event()
+    begun = time.monotonic()
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            spent = time.monotonic() - begun
+            if notice is not None and spent > _SILENT:
+                notice(f"waiting for another guestnet: {_holder(fd)}")
+                notice = None
+            if spent > timeout:
                 raise TimedOutError(
                     f"another guestnet is at work on this host, for over {timeout:g} s: {_holder(fd)}",
                     hint="wait for it, or end it if it hangs",

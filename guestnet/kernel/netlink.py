@@ -4,6 +4,7 @@ Numbers are those of include/uapi/linux/netlink.h and rtnetlink.h. Attributes go
 for the caller (guestnet.kernel.link) to know.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -22,6 +23,7 @@ _NLA_F_NESTED, _NLA_TYPE_MASK = 0x8000, 0x3FFF
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _BUFFER = 1 << 16
+_DUMPS = 20
 
 
 class NetlinkError(OSError):
@@ -112,14 +114,16 @@ class Rtnl:
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
         """Send a dump request and give the payloads of all answers.
 
-        A dump that the kernel marks as interrupted by a change (NLM_F_DUMP_INTR) is asked again.
+        A dump that the kernel marks as interrupted by a change (NLM_F_DUMP_INTR) is asked again, some times over; links
+        that change all the while raise NetlinkError (EAGAIN).
         """
-        while True:
+        for _ in range(_DUMPS):
             sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_DUMP)
             try:
                 return list(self._answers(sequence))
             except InterruptedError:
                 continue
+        raise NetlinkError(errno.EAGAIN, "the links change faster than they can be listed")
 
     def _send(self, kind: int, payload: bytes, flags: int) -> int:
         self._sequence += 1
@@ -129,7 +133,9 @@ class Rtnl:
     def _answers(self, sequence: int) -> Iterator[bytes]:
         interrupted = False
         while True:
-            data = self._socket.recv(_BUFFER)
+            data, _, truncated, _ = self._socket.recvmsg(_BUFFER)
+            if truncated & socket.MSG_TRUNC:
+                raise NetlinkError(errno.EMSGSIZE, f"the kernel sent a message of over {_BUFFER} bytes")
             offset = 0
             while offset < len(data):
                 length, kind, flags, answered, _ = _HEADER.unpack_from(data, offset)

@@ -5,6 +5,7 @@ macvtaps of one ifindex compete for the name, and the second has no node. So the
 own namespace, and every fd is asked who it is before it is handed on.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -122,6 +123,23 @@ def remove_node(tap: TapDevice) -> None:
     """Remove /dev/tapN if it is this device's; what else stands there stays."""
     if tap.node() is Node.RIGHT:
         os.unlink(tap.path)
+
+
+def holders(tap: TapDevice) -> tuple[int, ...]:
+    """The processes that have the device open, by their fds (proc(5)). A process that ends meanwhile is left out."""
+    found = []
+    for pid in (entry for entry in os.listdir("/proc") if entry.isdigit()):
+        try:
+            fds = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                now = os.stat(f"/proc/{pid}/fd/{fd}")
+                if stat.S_ISCHR(now.st_mode) and now.st_rdev == tap.rdev:
+                    found.append(int(pid))
+                    break
+    return tuple(found)
 
 
 def free_index(taken: frozenset[int]) -> int:

@@ -7,6 +7,7 @@ from guestnet.errors import ConflictError, UsageError
 from guestnet.guest import xml
 from guestnet.model import (
     GROUP,
+    LIVE_MODES,
     MODELS,
     QUEUES_MAX,
     Attachment,
@@ -75,6 +76,7 @@ def attach(
         if sum(1 for request in requests if request.mac == mac) > 1:
             raise UsageError(f"the MAC {mac} is asked for twice", hint="give each NIC its own")
     for request in requests:
+        _check_said(request)
         now = replace(now, host=host)
         parent = resolve_parent(request.parent, request.vlan, host)
         ordinal = sum(1 for nic in wanted if nic.parent == parent.name)
@@ -128,24 +130,26 @@ def _kept(request: Request, old: Nic, parent: Parent, guest: str) -> Attachment:
         model=shown.model, queues=shown.queues, mtu=record.mtu, multicast=record.multicast, link=shown.link,
         boot_order=shown.boot_order, inbound=shown.inbound, outbound=shown.outbound,
     )  # fmt: skip
+    detach = f"guestnet detach {guest} {record.mac}"
     if record.parent != parent.name:
         raise ConflictError(
             f"the NIC {record.mac} of {guest} is on {record.parent} already, not on {parent.name}",
-            hint=f"detach it first: guestnet detach {guest} {record.mac}",
+            hint=f"detach it first: {detach}",
         )
+    check_model(request.model or shown.model, request.queues)
+    check_mtu(request.mtu, parent)
     said = ("mode", "ifname", "backend", "model", "queues", "mtu", "multicast", "link", "boot_order", "inbound",
             "outbound")  # fmt: skip
     for name in said:
         asked, has = getattr(request, name), getattr(kept, name)
         if asked is not None and asked != has:
-            word = _WORDS.get(name, name)
-            first = f"guestnet detach {guest} {record.mac}"
-            if name in ("mode", "mtu", "link", "inbound", "outbound"):
-                first = f"guestnet set {guest} {record.mac} --{name} {asked}"
+            settable = name in ("mtu", "link", "inbound", "outbound") or {asked, has} <= LIVE_MODES
+            first = f"guestnet set {guest} {record.mac} --{name} {asked}" if settable else detach
+            second = "" if asked is Mode.PASSTHRU else f", or give --mac for a second NIC on {record.parent}"
             raise ConflictError(
-                f"{guest} has a NIC on {record.parent} already, {record.mac}, whose {word} is "
+                f"{guest} has a NIC on {record.parent} already, {record.mac}, whose {_WORDS.get(name, name)} is "
                 f"{'not set' if has is None else has}, not {asked}",
-                hint=f"{first}, or give --mac for a second NIC on {record.parent}",
+                hint=first + second,
             )
     return kept
 
@@ -155,14 +159,9 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
     model = request.model or "virtio"
     _check_device(request, backend, model, now.guest)
     mode = request.mode or Mode.BRIDGE
-    if mode is Mode.SOURCE:
-        raise UsageError(
-            "mode source is for a macvlan of the host, a guest would hear nothing else",
-            hint="one of bridge, vepa, private, passthru",
-        )
     check_parent(parent, now.host)
     check_mtu(request.mtu, parent)
-    mac = request.mac or Mac.derive(now.machine_id, now.guest.name, parent.name, ordinal)
+    mac = request.mac or _free_mac(parent, ordinal, now, another=request.ifname is not None)
     if mode is Mode.PASSTHRU and backend is Backend.MACVTAP:
         if request.mac is not None and request.mac != parent.base.mac:
             raise ConflictError(
@@ -196,6 +195,29 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
     )  # fmt: skip
 
 
+def _check_said(request: Request) -> None:
+    """Raise UsageError for what is wrong whatever the guest has."""
+    if request.mode is Mode.SOURCE:
+        raise UsageError(
+            "mode source is for a macvlan of the host, a guest would hear nothing else",
+            hint="one of bridge, vepa, private, passthru",
+        )
+    if request.boot_order is not None and request.boot_order < 1:
+        raise UsageError(f"{request.boot_order} is not a boot order", hint="whole numbers from 1")
+    if request.model is not None:
+        check_model(request.model, request.queues)
+
+
+def _free_mac(parent: Parent, ordinal: int, now: Situation, *, another: bool) -> Mac:
+    """The address derived for the NIC of that number; for ``another`` NIC beside those there are, the first unused."""
+    taken = {nic.mac for text in (now.guest.live, now.guest.config) if text for nic in xml.interfaces(text)}
+    mac = Mac.derive(now.machine_id, now.guest.name, parent.name, ordinal)
+    while another and mac in taken:
+        ordinal += 1
+        mac = Mac.derive(now.machine_id, now.guest.name, parent.name, ordinal)
+    return mac
+
+
 def _check_device(request: Request, backend: Backend, model: str, guest: Guest) -> None:
     check_model(model, request.queues)
     if backend is Backend.DIRECT:
@@ -213,14 +235,12 @@ def _check_device(request: Request, backend: Backend, model: str, guest: Guest) 
             raise UsageError(
                 "with --backend direct libvirt names the macvtap itself at each start", hint="leave --ifname out"
             )
-    if request.boot_order is not None:
-        if request.boot_order < 1:
-            raise UsageError(f"{request.boot_order} is not a boot order", hint="whole numbers from 1")
-        if any(text and xml.boots_by_list(text) for text in (guest.live, guest.config)):
-            raise ConflictError(
-                f"{guest.name} boots by <os><boot dev=…>, which libvirt does not take together with --boot-order",
-                hint=f"replace it by <boot order=…> in its devices: virsh edit {guest.name}",
-            )
+    listed = any(text and xml.boots_by_list(text) for text in (guest.live, guest.config))
+    if request.boot_order is not None and listed:
+        raise ConflictError(
+            f"{guest.name} boots by <os><boot dev=…>, which libvirt does not take together with --boot-order",
+            hint=f"replace it by <boot order=…> in its devices: virsh edit {guest.name}",
+        )
 
 
 def check_model(model: str, queues: int | None) -> None:
@@ -269,7 +289,12 @@ def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
             )
         check_parent(parent, now.host, mode=nic.mode)
         return (*make_parent(parent), *make_link(new, quiet=True))
-    lower = now.host.at(there.parent)
+    lower = now.host.at(there.parent) if there.parent_netnsid is None else None
+    if there.guest_uuid == now.guest.uuid and there.kind == "macvtap" and there.mac != nic.mac:
+        raise ConflictError(
+            f"{nic.ifname} has the MAC {there.mac}, the NIC of {now.guest.name} has {nic.mac}: nothing reaches it",
+            hint=f"ip link set {nic.ifname} address {nic.mac}",
+        )
     if not _is_this_guests(there, now.guest, nic.mac) or there.kind != "macvtap" or there.mac != nic.mac:
         raise ConflictError(
             f"the interface name {nic.ifname} is taken by {describe(there, now.host)}",

@@ -53,6 +53,11 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
         where = "live" if live and nic.live is None else "in the configuration"
         raise NotFoundError(f"the NIC {nic.mac} of {guest.name} is not there {where}", hint="attach it there first")
     link = now.host.find(nic.record.ifname) if nic.record.ifname else None
+    if live and link is None and nic.record.backend is Backend.MACVTAP:
+        raise ConflictError(
+            f"the macvtap {nic.record.ifname} of the running guest {guest.name} is gone, its NIC is dead",
+            hint=f"guestnet detach {guest.name} {nic.mac}, then attach it again",
+        )
     steps: list[Step] = []
     notes: list[str] = []
     old_live, old_config = (_record_in(text, nic, guest) for text in (guest.live, guest.config))

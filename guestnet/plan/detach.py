@@ -126,4 +126,4 @@ def delete_links(records: Iterable[xml.Record], guest: Guest, host: Host) -> lis
         )
         if link is not None and mine and link not in going:
             going.append(link)
-    return [DeleteLink(name=link.name) for link in (*going, *host.unused_vlans(going))]
+    return [DeleteLink(name=link.name, index=link.index) for link in (*going, *host.unused_vlans(going))]

@@ -39,10 +39,11 @@ class Host:
                 hint=f"did you mean {', '.join(near)}?" if near else f"guestnet {kind} list shows those there are",
             )
         if link.kind != kind:
-            other = link.kind if link.kind in list(Kind) else kind
             raise ConflictError(
                 f"{name} is no {kind}, it is a {link.kind or 'network card'}",
-                hint=f"guestnet {other} list shows its like",
+                hint=f"guestnet {link.kind} list shows its like"
+                if link.kind in list(Kind)
+                else f"`ip -d link show {name}` shows it, `ip link set {name} …` changes it",
             )
         return link
 

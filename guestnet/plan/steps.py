@@ -117,9 +117,11 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteLink:
-    """Delete a link."""
+    """Delete a link: the one that had this ifindex when the plan was made, if it is said. A VLAN stays where something
+    has come to stand on it since."""
 
     name: str
+    index: int | None = None
 
     def __str__(self) -> str:
         return f"delete {self.name}"

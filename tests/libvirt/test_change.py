@@ -1,5 +1,7 @@
 """guestnet set, on a guest that runs."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.libvirt.conftest import Host, address, ping
@@ -51,6 +53,23 @@ def test_the_mtu_goes_down_live_and_up_only_for_the_next_start(n1: Host) -> None
     refused = n1.guestnet("set", "n1g1", nic["ifname"], "--mtu", "1450")
     assert (refused.code, n1.state()) == (5, before)
     assert "cannot be raised to 1450 now" in refused.err
+
+
+def test_a_stopped_guest_is_changed_without_its_macvtap(n1: Host, bare_domain: Callable[..., str]) -> None:
+    name = bare_domain(start=False)
+    nic = n1.json("attach", name, "--parent", "nic0")["nics"][0]
+    n1.run("ip", "link", "delete", nic["ifname"])  # as a reboot of the host does
+    n1.json("set", name, nic["mac"], "--link", "down")
+    assert "<link state='down'/>" in n1.config(name)
+
+
+def test_a_nic_whose_macvtap_is_gone_is_not_changed_live(n1: Host) -> None:
+    nic = attached(n1)
+    n1.run("ip", "link", "delete", nic["ifname"])
+    before = n1.state()
+    done = n1.guestnet("set", "n1g1", nic["mac"], "--link", "down")
+    assert (done.code, n1.state()) == (5, before)
+    assert "is gone, its NIC is dead" in done.err
 
 
 def test_a_rate_that_this_kernel_cannot_do_leaves_no_trace(n1: Host) -> None:

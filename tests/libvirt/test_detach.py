@@ -1,6 +1,8 @@
 """guestnet detach: the guest lets go first, then everything of the NIC is gone."""
 
+import subprocess
 from collections.abc import Callable
+from subprocess import PIPE
 
 import pytest
 
@@ -66,6 +68,29 @@ def test_a_nic_whose_guest_is_undefined_is_deleted_by_the_guests_name(
     n1.json("detach", name, nic["ifname"])
     assert nic["ifname"] not in n1.links()
     assert n1.guestnet("detach", name, nic["ifname"]).code == 3
+
+
+def test_a_link_that_a_process_holds_is_not_deleted_for_a_guest_libvirt_does_not_know(
+    n1: Host, bare_domain: Callable[..., str]
+) -> None:
+    name = bare_domain(start=False)
+    nic = n1.json("attach", name, "--parent", "nic0")["nics"][0]
+    n1.virsh("undefine", name)
+    tap = f"/dev/tap{n1.links()[nic['ifname']]['ifindex']}"
+    holder = subprocess.Popen(
+        n1.node.argv(["sh", "-c", f"exec 3<>{tap}; echo open; read -r line"]), stdin=PIPE, stdout=PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    try:
+        assert holder.stdout.readline() == b"open\n"
+        done = n1.guestnet("detach", name, "--all")
+        assert (done.code, f"held open by process {holder.pid}" in done.err) == (5, True), done
+        assert nic["ifname"] in n1.links()
+    finally:
+        holder.communicate(b"\n")
+    n1.json("detach", name, "--all")
+    assert nic["ifname"] not in n1.links()
 
 
 def test_a_nic_that_virsh_detached_is_forgotten_too(n1: Host) -> None:
