@@ -10,7 +10,7 @@ from guestnet import apply
 from guestnet.errors import GuestnetError, NotPermittedError
 from guestnet.kernel import lock, netns
 from guestnet.kernel.link import Links, no_support
-from guestnet.linklist import Row, rows_of
+from guestnet.linklist import Row, number_of_ours, rows_of
 from guestnet.model import Kind, Mode, Owner
 from guestnet.plan import hostlink as plan
 from guestnet.plan.host import Host
@@ -59,7 +59,14 @@ class _Places:
         """The links of these names where they belong, as they are now, in the order of the names."""
         now = self.there.all()
         there = {link.name: link for link in now}
-        return rows_of(now, (there[name] for name in names if name in there), self.name)
+        number = self.number
+        lowers = {} if number is None else {(number, link.index): link.name for link in self.here.all()}
+        return rows_of(now, (there[name] for name in names if name in there), self.name, lowers)
+
+    @property
+    def number(self) -> int | None:
+        """The number by which the links there call the namespace the verb runs in, None where it is their own."""
+        return None if self.into is None else number_of_ours(self.there)
 
     def run(self, made: plan.Plan, undo: Undo, watch: apply.Watch | None) -> None:
         """Carry a plan out."""
@@ -77,7 +84,7 @@ def add(wanted: plan.Wanted, options: Options) -> Outcome:
             here = replace(here, wireless=places.here.wireless(here.links))
         if wanted.mode is Mode.PASSTHRU:
             here = replace(here, used_elsewhere=places.here.used_elsewhere())
-        made = plan.add(wanted, here, there)
+        made = plan.add(wanted, here, there, netns=places.name, number=places.number)
         for kind in dict.fromkeys(step.new.kind for step in made.steps if isinstance(step, AddLink)):
             if not places.here.supports(kind):
                 raise no_support(kind)

@@ -233,7 +233,7 @@ def namespace() -> Iterator[Callable[[], Namespace]]:
         try:
             yield make
         finally:
-            for one in made:
+            for one in reversed(made):
                 one.clear()
 
 

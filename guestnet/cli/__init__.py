@@ -100,7 +100,7 @@ def main() -> None:
     except GuestnetError as error:
         _leave_stdout()
         report.error(error, json_wanted=False)
-        status = status or error.code
+        status = error.code
     except OSError as error:
         if "--help" not in sys.argv:
             raise
@@ -118,7 +118,7 @@ def _run(*, json_wanted: bool) -> int:
         report.error(error, json_wanted=json_wanted)
         return error.code
     except _ClickException as error:
-        context = getattr(error, "ctx", None)
+        context: Any = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":
             report.line(context.get_help())
             return ExitCode.USAGE

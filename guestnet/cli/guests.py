@@ -81,7 +81,7 @@ def attach(
 def detach(
     guest: options.Guest,
     nic: Annotated[
-        list[str] | None, typer.Argument(metavar="[NIC...]", help="Its MAC or interface name.", show_default=False)
+        list[str] | None, typer.Argument(metavar="NIC...", help="Its MAC or interface name.", show_default=False)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All NICs that guestnet gave it.")] = False,
     timeout: options.Timeout = 30.0,

@@ -67,7 +67,8 @@ def _cells(row: "Row") -> tuple[str, ...]:
     counters = row.counters
     return (
         row.guest, row.interface, row.parent, str(row.vlan or ""), _mode(row), row.mac, row.model, _where(row),
-        "no (set down)" if row.link == "down" else _carrier(row), _bytes(counters.rx_bytes) if counters else "", _bytes(counters.tx_bytes) if counters else "",
+        "no (set down)" if row.link == "down" else _carrier(row),
+        _bytes(counters.rx_bytes) if counters else "", _bytes(counters.tx_bytes) if counters else "",
     )  # fmt: skip
 
 

@@ -82,11 +82,7 @@ def add_macvlan(
     names: _Names,
     parent: _Parent,
     mode: _MacvlanMode = None,
-    source_mac: _MacvlanMode = Annotated[
-    Mode | None,
-    typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or source."),
-]
-_SourceMacs = None,
+    source_mac: _SourceMacs = None,
     mac: options.MacOption = None,
     mtu: options.MtuOption = None,
     netns: _Into = None,
@@ -150,11 +146,7 @@ def set_macvtap(
 def set_macvlan(
     name: _Name,
     mode: _MacvlanModeChange = None,
-    source_mac: _MacvlanMode = Annotated[
-    Mode | None,
-    typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or source."),
-]
-_SourceMacs = None,
+    source_mac: _SourceMacs = None,
     mac: options.MacOption = None,
     mtu: options.MtuOption = None,
     up: _Up = False,
@@ -166,7 +158,19 @@ _SourceMacs = None,
 ) -> None:
     """Change a macvlan, in use or not, or move it."""
     sources = tuple(source_mac or ())
-    _set(Kind.MACVLAN, name, netns, foreign, dry_run, json, mode=mode, mac=mac, mtu=mtu, up=_state(up, down), source_macs=sources)
+    _set(
+        Kind.MACVLAN,
+        name,
+        netns,
+        foreign,
+        dry_run,
+        json,
+        mode=mode,
+        mac=mac,
+        mtu=mtu,
+        up=_state(up, down),
+        source_macs=sources,
+    )
 
 
 @vlan_app.command("set")

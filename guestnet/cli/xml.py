@@ -1,5 +1,6 @@
 """guestnet xml: the libvirt XML that would be used, from templates that can be copied and changed."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,8 +133,8 @@ def domain(
     )  # fmt: skip
     _print(xml.text_of(root), json_wanted=json)
     if parents and backend is not Backend.DIRECT:
-        again = " ".join(f"--parent {one}" for one in parents)
-        report.note(f"its macvtaps are made by: guestnet attach {name} {again}, after virsh define")
+        again = shlex.join([name, *(word for nic in nics for word in ("--parent", nic.parent))])
+        report.note(f"its macvtaps are made by: guestnet attach {again}, after virsh define")
 
 
 @xml_app.command()

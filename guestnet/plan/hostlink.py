@@ -46,7 +46,10 @@ _IPV6_MTU = 1280
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Links to be made on one parent, all alike but for their names. ``vlan`` is for the kind vlan alone."""
+    """Links to be made on one parent, all alike but for their names. ``vlan`` is for the kind vlan alone.
+
+    What is None was not asked for: a new link gets its default, one that is there may have it any way.
+    """
 
     kind: Kind
     names: tuple[str, ...]
@@ -55,7 +58,7 @@ class Wanted:
     mode: Mode | None = None
     mac: Mac | None = None
     mtu: int | None = None
-    multicast: Multicast = Multicast.ALL
+    multicast: Multicast | None = None
     source_macs: tuple[Mac, ...] = ()
     up: bool = True
 
@@ -121,7 +124,7 @@ def check_wanted(wanted: Wanted) -> None:
         )
     if len(wanted.names) > 1 and wanted.mode is Mode.PASSTHRU:
         raise UsageError("mode passthru is for one link on its parent", hint="give one name, or choose mode bridge")
-    _check_source(wanted.kind, wanted.mode, wanted.source_macs)
+    _check_source(wanted.kind, wanted.mode or Mode.BRIDGE, wanted.source_macs)
     if wanted.mode is Mode.SOURCE and not wanted.source_macs:
         raise UsageError(
             "mode source hears only the addresses of its list, and none is given", hint="give --source-mac MAC"
@@ -135,18 +138,24 @@ def _check_source(kind: Kind, mode: Mode | None, source_macs: tuple[Mac, ...]) -
         raise UsageError(f"--source-mac is for mode source, not {mode}", hint="add --mode source, or leave it out")
 
 
-def add(wanted: Wanted, here: Host, there: Host) -> Plan:
-    """The plan that makes these links on a parent of ``here``, in the namespace ``there``.
+def add(wanted: Wanted, here: Host, there: Host, *, netns: str = "", number: int | None = None) -> Plan:
+    """The plan that makes these links on a parent of ``here``, in the namespace ``there``; not those that are there
+    already, ours and just so.
 
+    ``netns`` is the name of that namespace and ``number`` what its links call the one of ``here``, where they differ.
     Raises what any of the checks raises; nothing has changed then.
     """
     check_wanted(wanted)
     parent = resolve_parent(wanted.parent, None, here)
     is_vlan = wanted.kind is Kind.VLAN
+    up = wanted.up and (parent.base.up or not is_vlan)  # the kernel takes no VLAN up on a parent that is down
+    names = tuple(name for name in wanted.names if not _is_so(there.find(name), name, wanted, parent, number, up=up))
+    if not names:
+        return Plan(links=wanted.names)
     mode = None if is_vlan else wanted.mode or Mode.BRIDGE
     check_parent(parent, here, mode=mode)
     check_mtu(wanted.mtu, parent)
-    _check_names(wanted, there)
+    _check_names(wanted, names, there, netns)
     if is_vlan:
         _check_vlan(wanted, parent, here)
     elif wanted.mac is not None and mode is Mode.PASSTHRU:
@@ -159,21 +168,21 @@ def add(wanted: Wanted, here: Host, there: Host) -> Plan:
     elif wanted.mac is not None:
         check_mac(wanted.mac, parent, here)
     base = parent.base
-    up = wanted.up and (base.up or not is_vlan)  # the kernel takes no VLAN up on a parent that is down
     below: list[LinkStep] = []
     for vlan in parent.vlans:
         below += make_link(replace(vlan, up=base.up), quiet=wanted.kind is Kind.MACVTAP)
     steps: list[LinkStep] = []
-    for name in wanted.names:
+    for name in names:
         new = NewLink(
             kind=wanted.kind, name=name, parent=parent.name, alias=HOST_ALIAS, mode=mode, mac=wanted.mac,
-            mtu=wanted.mtu, vlan=wanted.vlan, source_macs=wanted.source_macs, multicast=wanted.multicast, up=up,
+            mtu=wanted.mtu, vlan=wanted.vlan, source_macs=wanted.source_macs,
+            multicast=wanted.multicast or Multicast.ALL, up=up,
         )  # fmt: skip
         steps += make_link(new, quiet=wanted.kind is Kind.MACVTAP)
     notes = [f"VLAN {vlan.vlan} on {vlan.parent} is made: {vlan.name}" for vlan in parent.vlans]
     if wanted.up and not base.up:
         comes = "comes up with it" if is_vlan else "has no carrier before it is up"
-        notes.append(f"{base.name} is down, and {_several(wanted.names)} {comes}: ip link set {base.name} up")
+        notes.append(f"{base.name} is down, and {_several(names)} {comes}: ip link set {base.name} up")
     return Plan(here=tuple(below), there=tuple(steps), links=wanted.names, notes=tuple(notes))
 
 
@@ -181,14 +190,31 @@ def _several(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"each of the {len(names)} links"
 
 
-def _check_names(wanted: Wanted, there: Host) -> None:
+def _is_so(link: Link | None, name: str, wanted: Wanted, parent: Parent, number: int | None, *, up: bool) -> bool:
+    """Whether the link is a link of the host's own just as it is wanted, on that parent."""
+    if link is None or parent.link is None or (link.name, link.kind, link.up) != (name, wanted.kind, up):
+        return False
+    if not link.ours or link.alias != HOST_ALIAS or (link.parent, link.parent_netnsid) != (parent.link.index, number):
+        return False
+    if wanted.kind is Kind.VLAN and (link.vlan, link.vlan_protocol) != (wanted.vlan, "802.1Q"):
+        return False
+    multicast = Multicast.ALL if link.allmulti else Multicast.FILTERED
+    pairs = (
+        (wanted.mode, link.mode), (wanted.mac, link.mac), (wanted.mtu, link.mtu), (wanted.multicast, multicast),
+        (frozenset(wanted.source_macs) or None, frozenset(link.source_macs)),
+    )  # fmt: skip
+    return all(asked is None or asked == so for asked, so in pairs)
+
+
+def _check_names(wanted: Wanted, names: Sequence[str], there: Host, netns: str) -> None:
+    at = f" --netns {netns}" if netns else ""
     taken = {name: link for link in there.links for name in (link.name, *link.altnames)}
-    for name in wanted.names:
+    for name in names:
         if name in taken:
             link = taken[name]
             hint = "choose another name"
             if link.kind == wanted.kind and link.owner is Owner.HOST:
-                hint += f"; guestnet {wanted.kind} set {link.name} changes the one that is there"
+                hint += f"; guestnet {wanted.kind} set {link.name}{at} changes the one that is there"
             raise ConflictError(f"the interface name {name} is taken by {describe(link, there)}", hint=hint)
 
 

@@ -57,13 +57,16 @@ def test_the_hosts_ipv6_stays_on_a_macvlan(guestnet: Run, parent: Any) -> None:
     assert "inet6 fe80:" in parent.ip("addr show dev lan0")
 
 
-def test_mode_source_has_its_list_of_addresses_and_gets_another(guestnet: Run, parent: Any) -> None:
+def test_mode_source_has_its_list_of_addresses_and_gets_another(guestnet: Run, run_guestnet: Run, parent: Any) -> None:
     both = ("--source-mac", MAC, "--source-mac", OTHER)
     guestnet("macvlan", "add", "lan0", "--parent", "nic0", "--mode", "source", *both)
     assert sources(parent, "lan0") == {MAC, OTHER}
     (row,) = guestnet("macvlan", "list", "--json").json
     assert (row["mode"], set(row["source_macs"])) == ("source", {MAC, OTHER})
     assert guestnet("macvlan", "set", "lan0", *both, "--json").json["changed"] is False
+    again = ("macvlan", "add", "lan0", "--parent", "nic0", "--mode", "source", "--json")
+    assert guestnet(*again, "--source-mac", OTHER, "--source-mac", MAC).json["changed"] is False
+    assert run_guestnet(*again, "--source-mac", MAC, netns=parent.name).code == 5
     guestnet("macvlan", "set", "lan0", "--source-mac", THIRD)
     assert sources(parent, "lan0") == {THIRD}
 

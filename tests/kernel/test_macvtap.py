@@ -227,7 +227,7 @@ def test_a_parent_that_is_down_stays_down_and_is_spoken_of(guestnet: Run, parent
 
 
 def test_a_link_is_made_in_the_namespace_that_is_named(
-    guestnet: Run, parent: Any, namespace: Callable[[], Any]
+    guestnet: Run, run_guestnet: Run, parent: Any, namespace: Callable[[], Any]
 ) -> None:
     far = namespace()
     guestnet("macvtap", "add", "mt0", "mt1", "--parent", "nic0", "--mode", "vepa", "--netns", far.name)
@@ -235,8 +235,10 @@ def test_a_link_is_made_in_the_namespace_that_is_named(
     nic = only(parent, "nic0")["ifindex"]
     rows = guestnet("macvtap", "list", "--netns", far.name, "--json").json
     assert [(row["name"], row["parent"], row["mode"], row["owner"]) for row in rows] == [
-        ("mt0", f"if{nic}", "vepa", "host"), ("mt1", f"if{nic}", "vepa", "host"),
+        ("mt0", "nic0", "vepa", "host"), ("mt1", "nic0", "vepa", "host"),
     ]  # fmt: skip
+    shown = run_guestnet("macvtap", "list", "--json", netns=far.name).json
+    assert [row["parent"] for row in shown] == [f"if{nic}"] * 2
     assert ipv6(far, "mt0") == QUIET
     assert "UP" in only(far, "mt0")["flags"]
     guestnet("macvtap", "delete", "mt0", "mt1", "--netns", far.name)
@@ -292,7 +294,60 @@ def test_a_dry_run_needs_no_root_and_the_real_one_says_that_it_does(run_guestnet
     assert run_guestnet("macvtap", "list", user=65534).code == 0
 
 
+def test_the_same_add_again_changes_nothing_and_says_so(
+    guestnet: Run, run_guestnet: Run, parent: Any, namespace: Callable[[], Any]
+) -> None:
+    far = namespace()
+    for place in ((), ("--netns", far.name)):
+        words = ("macvtap", "add", "mt0", "--parent", "nic0", "--mode", "vepa", "--mtu", "1400", *place)
+        first = guestnet(*words, "--json").json["links"]
+        assert (guestnet(*words).out, first[0]["parent"]) == ("mt0: unchanged, it is so already\n", "nic0")
+        assert guestnet("macvtap", "add", "mt0", "--parent", "nic0", *place).out.endswith("it is so already\n")
+        assert guestnet(*words, "--dry-run").out == "mt0: nothing to do, it is so already\n"
+        again = guestnet(*words, "--json").json
+        assert (again["changed"], again["steps"], again["links"]) == (False, [], first)
+        for other in (
+            ("--parent", "peer0"), ("--parent", "nic0", "--mode", "bridge"), ("--parent", "nic0", "--mtu", "1300"),
+            ("--parent", "nic0", "--mac", MAC), ("--parent", "nic0", "--multicast", "filtered"),
+            ("--parent", "nic0", "--down"),
+        ):  # fmt: skip
+            answer = run_guestnet("macvtap", "add", "mt0", *other, *place, netns=parent.name)
+            assert (answer.code, "the interface name mt0 is taken" in answer.err) == (5, True), answer
+            assert " ".join(("guestnet macvtap set mt0", *place, "changes")) in answer.err
+        assert run_guestnet("macvlan", "add", "mt0", "--parent", "nic0", *place, netns=parent.name).code == 5
+
+
+def test_of_several_links_those_that_are_missing_are_made(guestnet: Run, parent: Any) -> None:
+    guestnet("macvtap", "add", "mt0", "--parent", "nic0")
+    first, second = guestnet("macvtap", "add", "mt0", "mt1", "--parent", "nic0").out.splitlines()
+    assert (first, second[:20]) == ("mt0: unchanged, it is so already", "mt1: made, on nic0, ")
+
+
+def test_a_link_in_mode_passthru_or_of_somebody_elses_parent_is_told_apart(
+    guestnet: Run, run_guestnet: Run, parent: Any, namespace: Callable[[], Any]
+) -> None:
+    guestnet("macvtap", "add", "mt0", "--parent", "nic0", "--mode", "passthru")
+    assert "it is so already" in guestnet("macvtap", "add", "mt0", "--parent", "nic0", "--mode", "passthru").out
+    far, third = namespace(), namespace()
+    third.ip(f"link add nic0 index {only(parent, 'peer0')['ifindex']} type veth peer name peer0 index 500")
+    assert run_guestnet("macvtap", "add", "mt0", "--parent", "nic0", "--netns", far.name, netns=third.name).code == 0
+    assert run_guestnet("macvtap", "add", "mt0", "--parent", "peer0", "--netns", far.name, netns=parent.name).code == 5
+
+
+def test_a_dry_run_of_a_deletion_does_not_say_that_it_is_done(guestnet: Run, parent: Any) -> None:
+    guestnet("macvtap", "add", "mt0", "--parent", "nic0")
+    assert guestnet("macvtap", "delete", "mt0", "--dry-run").out == "would delete mt0\n"
+    assert guestnet("macvtap", "delete", "mt0").out == "mt0: deleted\n"
+
+
 # set
+
+
+def test_a_set_says_what_it_changed(guestnet: Run, parent: Any) -> None:
+    guestnet("macvtap", "add", "mt0", "--parent", "nic0")
+    words = ("macvtap", "set", "mt0", "--mode", "vepa", "--mtu", "1400", "--down")
+    assert guestnet(*words).out == "mt0: changed: mode vepa, MTU 1400, down\n"
+    assert guestnet(*words).out == "mt0: unchanged, it is so already\n"
 
 
 def test_the_mode_changes_while_the_link_is_open(guestnet: Run, parent: Any) -> None:
@@ -429,11 +484,19 @@ def test_a_list_of_nothing_is_an_empty_list(guestnet: Run) -> None:
     assert guestnet("macvtap", "list", "--json").json == []
 
 
+def test_a_list_of_nothing_says_so(guestnet: Run, namespace: Callable[[], Any]) -> None:
+    far = namespace()
+    assert guestnet("macvtap", "list").out == "there is no macvtap\n"
+    assert guestnet("vlan", "list", "--netns", far.name).out == (
+        f"there is no vlan in the network namespace {far.name}\n"
+    )
+
+
 def test_one_link_can_be_listed(guestnet: Run) -> None:
     guestnet("macvtap", "add", "mt0", "mt1", "--parent", "nic0")
     assert [row["name"] for row in guestnet("macvtap", "list", "mt1", "--json").json] == ["mt1"]
     table = guestnet("macvtap", "list").out.splitlines()
-    assert table[0].split()[:4] == ["Name", "Parent", "Mode", "VLAN"]
+    assert table[0].split()[:4] == ["NAME", "PARENT", "MODE", "MAC"]
     assert [line.split()[0] for line in table[1:]] == ["mt0", "mt1"]
 
 

@@ -107,6 +107,7 @@ def test_a_vlan_on_a_nic_that_is_down_waits_for_it() -> None:
 
 
 def test_a_vlan_that_is_there_under_another_name_is_not_made_again() -> None:
+    assert add(Wanted(kind=Kind.VLAN, names=("lab",), parent="nic0", vlan=11), host(vlan(4, "lab", 11))).steps == ()
     wanted = Wanted(kind=Kind.VLAN, names=("nic0.11",), parent="nic0", vlan=11)
     with pytest.raises(ConflictError, match="VLAN 11 on nic0 is there: lab"):
         add(wanted, host(vlan(5, "lab", 11)))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.conftest import as_user
 from tests.libvirt.conftest import Host
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
@@ -186,14 +187,7 @@ def test_a_template_that_is_none_is_refused(n1: Host, text: str, message: str) -
 )
 def test_who_is_not_root_is_told_so(n1: Host, words: tuple[str, ...]) -> None:
     before = n1.state()
-    code = """
-import os, sys
-import guestnet.attach, guestnet.cli.guests, guestnet.plan.change
-os.setresuid(65534, 65534, 65534)
-sys.argv = ["guestnet", *sys.argv[1:]]
-guestnet.cli.main()
-"""
-    done = n1.node.run([sys.executable, "-c", code, *words])
+    done = n1.node.run([*as_user(65534), sys.executable, "-m", "guestnet", *words])
     assert (done.returncode, n1.state()) == (4, before), done
     assert "needs root" in done.stderr
     assert "hint: run this with sudo" in done.stderr

@@ -1,6 +1,7 @@
 """The command line as a process: help, errors, exit status."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from guestnet import __version__, cli, report, templates
+from guestnet import __version__, attach, cli, inventory, report, templates
 from guestnet.errors import ExitCode, GuestnetError
+from guestnet.model import Mac
+from guestnet.plan.steps import Plug, SetUp, Step
 from tests.unit.conftest import Guestnet
 
 REPO = Path(__file__).resolve().parents[2]
@@ -64,9 +67,19 @@ def test_the_version_is_told() -> None:
         (("attach", "vm1", "--parent", "ens3", "--mac", "x"), "'x' is not a MAC address", "write six bytes"),
         (
             ("attach", "vm1", "--parent", "ens3", "--timeout", "0"),
-            "Invalid value for '--timeout'",
-            "guestnet attach --help",
+            "'0' is not a time limit",
+            "0.1 to 3600",
         ),
+        (("attach", "vm1", "--parent", "ens3", "--timeout", "nan"), "'nan' is not a time limit", "0.1 to 3600"),
+        (("detach", "vm1", "--all", "--timeout", "inf"), "'inf' is not a time limit", "0.1 to 3600"),
+        (("detach", "vm1", "--all", "--timeout", "soon"), "'soon' is not a time limit", "0.1 to 3600"),
+        (("detach", "vm1", "web0", "--all"), "a NIC and --all are both given", "--all alone"),
+        (("detach", "vm1"), "say which NIC, or --all", "guestnet list vm1"),
+        (("xml", "domain", "q", "--disk", ""), "the name of the file is empty", "leave the option out"),
+        (("xml", "domain", "q", "--template="), "the name of the file is empty", "leave the option out"),
+        (("attach", "vm1", "--parent", "ens3", "--template="), "the name of the file is empty", "leave the option out"),
+        (("attach", "vm1", "--parent", "ens3", "--model="), "the NIC model is empty", "leave the option out"),
+        (("macvtap", "set", "t0", "--up", "--down"), "--up and --down are both given", "one of them"),
         (("xml", "interface", "vm1", "--parent", "a\udcffb"), "is not an interface name", "use letters"),
     ],
     ids=lambda value: " ".join(value).encode("ascii", "replace").decode() if isinstance(value, tuple) else "",
@@ -108,6 +121,134 @@ def test_a_reader_that_goes_away_is_no_error_worth_words() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("words", [("macvtap", "list"), ("xml", "domain", "q"), ("--help",), ("atach", "--json")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_cannot_be_written_is_told_in_one_line(words: tuple[str, ...], unbuffered: str) -> None:
+    line = [sys.executable, "-m", "guestnet", *words]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            line, stdout=full, stderr=subprocess.PIPE, text=True, cwd=REPO, timeout=60, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    assert done.stderr == "guestnet: the answer could not be written: No space left on device\n"
+    assert done.returncode == ExitCode.FAILED
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_a_command_whose_stdout_is_closed_does_nothing_and_says_so(closed: str) -> None:
+    line = ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-m", "guestnet", "list"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=REPO, timeout=60, check=False)
+    told = "guestnet: the answer could not be written: stdout is closed\n"
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.FAILED, "", "" if "2" in closed else told)
+
+
+@pytest.mark.parametrize("words", [(), ("vlan",), ("macvtap",), ("lab",), ("xml",)], ids=" ".join)
+@pytest.mark.root
+def test_a_group_without_a_command_shows_its_help(words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stderr) == (ExitCode.USAGE, "")
+    assert done.stdout == run(*words, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("attach",), ("detach",), ("set",), ("xml", "domain"), ("lab", "up"), ("macvtap", "add"), ("macvlan", "set")],
+    ids=" ".join,
+)
+def test_help_names_values_in_words(words: tuple[str, ...], guestnet: Guestnet) -> None:
+    shown = guestnet(*words, "--help").out.replace("<domain>", "")
+    assert "<" not in shown.replace("<=", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "modes"), [("macvtap", "bridge, vepa or private."), ("macvlan", "bridge, vepa, private or source.")]
+)
+def test_help_of_set_says_the_modes_a_link_can_be_set_to(kind: str, modes: str, guestnet: Guestnet) -> None:
+    [line] = [line for line in guestnet(kind, "set", "--help").out.splitlines() if "--mode" in line]
+    assert line.split(None, 2)[2] == modes
+
+
+def test_a_table_is_not_cut_and_has_no_blanks_at_its_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    report.table(("NAME", "WIDE"), [("x" * 200, ""), ("名前", "y")])
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME" + " " * 198 + "WIDE", "x" * 200 + "  -", "名前" + " " * 198 + "y",
+    ]  # fmt: skip
+
+
+def outcome(*steps: Step, dry_run: bool = False) -> attach.Outcome:
+    nic = attach.Nic(
+        mac="52:54:00:00:00:01", ifname="gn0", parent="ens3", mode="bridge", model="virtio", backend="macvtap",
+        live=True, config=True, pci="", carrier=True,
+    )  # fmt: skip
+    return attach.Outcome(
+        guest="vm1", nics=(nic,), steps=steps, notes=("this",), live=True, config=True, seconds=0.006, dry_run=dry_run
+    )
+
+
+PLUG = Plug(guest="vm1", mac=Mac("52:54:00:00:00:01"), xml="", live=True, config=True)
+NIC_LINE = "  gn0, on ens3, mode bridge, MAC 52:54:00:00:00:01"
+
+
+@pytest.mark.parametrize(
+    ("done", "lines"),
+    [
+        (outcome(PLUG), ["note: this", "vm1: attached (live and config) in 6 ms", NIC_LINE]),
+        (outcome(SetUp(name="ens3")), ["note: this", "vm1: mended in 6 ms", NIC_LINE]),
+        (outcome(), ["note: this", "vm1: unchanged, it is so already", NIC_LINE]),
+        (outcome(SetUp(name="ens3"), dry_run=True), ["would bring ens3 up", "note: this"]),
+        (outcome(dry_run=True), ["note: this", "vm1: nothing to do, it is so already"]),
+    ],
+    ids=["attached", "mended", "unchanged", "dry run", "dry run of nothing"],
+)
+def test_an_attach_is_told_as_what_it_was(
+    done: attach.Outcome, lines: list[str], guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach, "attach", lambda *_, **__: done)
+    assert guestnet("attach", "vm1", "--parent", "ens3").out.splitlines() == lines
+
+
+def test_after_a_detach_the_nic_is_told_as_gone(guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "detach", lambda *_, **__: outcome(PLUG))
+    [nic] = json.loads(guestnet("detach", "vm1", "--all", "--json").out)["nics"]
+    assert (nic["live"], nic["config"], nic["carrier"]) == (False, False, None)
+
+
+def test_a_set_says_to_what(guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "change", lambda *_, **__: outcome(PLUG))
+    words = ("--mode", "vepa", "--link", "down", "--mtu", "1400", "--inbound", "0", "--outbound", "100,200")
+    assert guestnet("set", "vm1", "gn0", *words).out.splitlines()[1] == (
+        "vm1: changed to mode vepa, link down, MTU 1400, inbound without limit, outbound 100,200"
+        " (live and config) in 6 ms"
+    )
+
+
+def test_the_list_tells_a_link_that_is_set_down_and_who_made_it(
+    guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = inventory._row(
+        guest="vm1", state="running", problems=(), interface="macvtap0", parent="ens3", mode="bridge", mac="m",
+        model="virtio", backend="direct", live=True, link="down",
+    )  # fmt: skip
+    monkeypatch.setattr(inventory, "rows", lambda *_: (row,))
+    shown = " ".join(guestnet("list").out.splitlines()[1].split())
+    assert shown == "vm1 macvtap0 ens3 - bridge (libvirt) m virtio live no (set down) - -"
+
+
+def test_a_domain_with_parents_says_what_makes_its_macvtaps(guestnet: Guestnet) -> None:
+    answer = guestnet("xml", "domain", "q", "--parent", "ens3", "--parent", "ens4")
+    assert answer.err == (
+        "its macvtaps are made by: guestnet attach q --parent ens3 --parent ens4, after virsh define\n"
+    )
+    assert guestnet("xml", "domain", "q", "--parent", "ens3", "--backend", "direct").err == ""
+    assert guestnet("xml", "domain", "q").err == ""
+
+
+@pytest.mark.root
+def test_taking_down_a_lab_that_is_not_there_says_so() -> None:
+    done = run("lab", "down", "--name", "nope")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "there is no lab nope\n")
 
 
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
