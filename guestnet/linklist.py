@@ -67,7 +67,7 @@ def listed(kind: Kind, name: str | None = None, namespace: str | None = None) ->
 def number_of_ours(links: Links) -> int:
     """The number by which links of another namespace call the one this process runs in, negative if by none."""
     with netns.own() as own:
-        return links._number_of(own)
+        return links.number_of(own)
 
 
 def rows_of(

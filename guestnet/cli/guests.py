@@ -163,5 +163,6 @@ def _verb_options(
     verb: Any, connect: str | None, live: bool, config: bool, dry_run: bool, timeout: float, waiting: Any
 ) -> Any:
     return verb.Options(
-        uri=options.uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, waiting=waiting
-    )
+        uri=options.uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, waiting=waiting,
+        notice=report.note,
+    )  # fmt: skip

@@ -241,7 +241,7 @@ class Links:
             for there in places:
                 try:
                     with Links(there) as others:
-                        number = others._number_of(here)
+                        number = others.number_of(here)
                         lower = (one for one in others.all() if one.kind != "veth" and one.parent_netnsid is not None)
                         used.update(one.parent for one in lower if one.parent and one.parent_netnsid == number)
                 except OSError as error:
@@ -263,7 +263,7 @@ class Links:
                 found.add(index)
         return frozenset(found)
 
-    def _number_of(self, namespace: int) -> int:
+    def number_of(self, namespace: int) -> int:
         """The number by which links here call that namespace in ``parent_netnsid``, negative where there is none
         (NETNSA_NSID_NOT_ASSIGNED, net/core/net_namespace.c)."""
         answer = self._rtnl.get(_GETNSID, b"\0\0\0\0" + attribute(_NETNSA_FD, namespace))
