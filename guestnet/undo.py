@@ -8,11 +8,11 @@ from typing import Any, Self
 class Undo:
     """A stack of inverses, run last-first unless the block that made them ends well.
 
-    Register the inverse on the line after the effect::
+    Push the inverse on the line before the effect, and let it do nothing where the effect did not come about::
 
         with Undo() as undo:
-            links.add(wanted)
-            undo.push(f"delete {wanted.name}", links.delete, wanted.name)
+            undo.push(f"macvtap {wanted.name}", delete_if_there, wanted.name)
+            links.add(wanted, parent.index)
 
     The error that ended the block stays the one that is raised. An inverse that fails does not stop the others; each
     failure is added to that error as a note, so that a person sees what is left behind. A signal that ends an inverse
@@ -23,7 +23,7 @@ class Undo:
         self._inverses: list[tuple[str, Callable[[], object]]] = []
 
     def push(self, what: str, inverse: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Remember how to take back the effect just made; ``what`` names the inverse for a person."""
+        """Remember how to take back the effect that follows; ``what`` names it for a person."""
         self._inverses.append((what, lambda: inverse(*args, **kwargs)))
 
     def drop(self) -> None:

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import libvirt
 
+from guestnet.closes import Closes
 from guestnet.errors import (
     ConflictError,
     GuestnetError,
@@ -105,7 +105,7 @@ def _refusals(what: str, uri: str = "", hint: str = "") -> Iterator[None]:
         raise GuestnetError(f"{what}: {text}", hint=hint) from error
 
 
-class Hypervisor:
+class Hypervisor(Closes):
     """A connection to the system libvirt of this host, closed at the end of the block.
 
     libvirt's default event loop is registered for it, which only ``Domain.unplug`` runs.
@@ -117,14 +117,6 @@ class Hypervisor:
         libvirt.virEventRegisterDefaultImpl()  # before the first connection, or it never hears of events
         with _refusals("libvirt", uri):
             self._connection = libvirt.open(uri)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection. Its socket goes in a turn of the event loop, which nobody else would run."""

@@ -11,9 +11,8 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
+from guestnet.closes import Closes
 from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.kernel import netns, sysfs
 from guestnet.kernel.netlink import (
@@ -62,7 +61,7 @@ _PROTOCOLS = {0x8100: "802.1Q", 0x88A8: "802.1ad"}
 _IPV6 = "/proc/sys/net/ipv6/conf"
 
 
-class Links:
+class Links(Closes):
     """The links of one network namespace: the caller's, or that of the fd given.
 
     A context manager; it owns one socket. A method that fails has changed nothing unless it says otherwise.
@@ -71,14 +70,6 @@ class Links:
     def __init__(self, namespace: int | None = None) -> None:
         self.namespace = namespace
         self._rtnl = Rtnl() if namespace is None else netns.call(namespace, Rtnl)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket."""

@@ -9,8 +9,8 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
+
+from guestnet.closes import Closes
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
 NLM_F_DUMP, NLM_F_DUMP_INTR = 0x300, 0x10
@@ -70,7 +70,7 @@ def attribute_list(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
-class Rtnl:
+class Rtnl(Closes):
     """One rtnetlink socket, of the network namespace in which it was made.
 
     Requests are answered in order; a refused one raises NetlinkError and leaves the socket usable.
@@ -90,14 +90,6 @@ class Rtnl:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def request(self, kind: int, payload: bytes, *, flags: int = 0) -> None:
         """Send one request and wait for its acknowledgement."""

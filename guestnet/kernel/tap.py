@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
 from typing import Self
 
+from guestnet.closes import Closes
 from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError, UsageError
 from guestnet.kernel import netns, sysfs
 from guestnet.model import QUEUES_MAX, Link, LinkName, Mac
@@ -159,7 +159,7 @@ def has_vnet_header(model: str) -> bool:
     return model.startswith(_VNET_MODELS)
 
 
-class Tap:
+class Tap(Closes):
     """The open queues of one macvtap: fds that were checked to be this link's, closed at the end of the block.
 
     ``fds`` are O_NONBLOCK and O_CLOEXEC. They are this object's until ``release`` hands them to the caller.
@@ -202,14 +202,6 @@ class Tap:
         """Close what was not released."""
         for fd in self.release():
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check(fd: int, tap: TapDevice) -> None:

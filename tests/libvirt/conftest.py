@@ -13,19 +13,7 @@ import pytest
 from guestnet.lab import Lab
 from guestnet.lab.guest import Guest
 from guestnet.lab.node import Node
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a guestnet process ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+from tests.conftest import Answer
 
 
 @dataclass(frozen=True)

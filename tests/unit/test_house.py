@@ -18,7 +18,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 # Lowest first. A module imports from lower layers and from its own; a new module needs a place here.
 LAYERS = (
-    ("errors", "machine", "model", "templates", "undo"),
+    ("closes", "errors", "machine", "model", "templates", "undo"),
     ("kernel",),
     ("guest",),
     ("plan",),
