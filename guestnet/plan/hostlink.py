@@ -353,7 +353,8 @@ def delete(kind: Kind, names: tuple[str, ...], host: Host, *, foreign: bool) -> 
     order.sort(key=lambda link: _depth(link, host), reverse=True)
     doomed = [*order, *host.unused_vlans(order)]
     return Plan(
-        there=tuple(DeleteLink(name=link.name) for link in doomed), links=tuple(link.name for link in doomed),
+        there=tuple(DeleteLink(name=link.name, index=link.index) for link in doomed),
+        links=tuple(link.name for link in doomed),
         failures=tuple(failures),
     )  # fmt: skip
 
