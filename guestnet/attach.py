@@ -129,7 +129,14 @@ def detach(guest: str, names: tuple[str, ...], options: Options, *, everything: 
                     left = after.get(nic.mac)
                     if left and ((made.live and left.live) or (made.config and left.config)):
                         raise GuestnetError(f"the NIC {nic.mac} of {guest} is still there after the detach")
+            shown = tuple(_taken(nic, made) for nic in shown)
     return _outcome(guest, made, shown, options, begun)
+
+
+def _taken(nic: Nic, made: detaching.Detaching) -> Nic:
+    """The NIC as it is after the detach."""
+    live, config = nic.live and not made.live, nic.config and not made.config
+    return replace(nic, live=live, config=config, pci=nic.pci if live else "", carrier=nic.carrier if live else None)
 
 
 def _carry_out(
@@ -249,7 +256,7 @@ def _check_link(nic: situation.Nic, host: Host, guest: Guest, *, live: bool) -> 
         return
     name = nic.live.target if direct and nic.live is not None else record.ifname
     link = host.find(name)
-    lower = host.at(link.parent) if link is not None and link.parent_netnsid is None else None
+    lower = host.below(link) if link is not None else None
     if link is None or lower is None or lower.name != record.parent:
         raise GuestnetError(
             f"the macvtap {name} of {guest.name} is not on {record.parent} here after the work was done",

@@ -103,7 +103,7 @@ def _problems(nic: Nic, guest: Guest, link: Link | None, host: Host) -> tuple[st
             return (f"there is no {record.ifname}, the guest cannot start: run the same attach again",)
         return ()
     found = []
-    lower = host.at(link.parent) if link.parent_netnsid is None else None
+    lower = host.below(link)
     if link.mac != record.mac:
         found.append(f"{link.name} has the MAC {link.mac}, the guest has {record.mac}: nothing reaches it")
     if link.mode is not record.mode:
@@ -148,8 +148,7 @@ def _row(
 ) -> Row:  # fmt: skip
     lower = None
     if host is not None:
-        foreign = link_of is not None and link_of.parent_netnsid is not None
-        lower = None if foreign else host.at(link_of.parent) if link_of is not None else host.find(parent)
+        lower = host.below(link_of) if link_of is not None else host.find(parent)
     return Row(
         guest=guest, state=state, interface=interface, parent=parent or (lower.name if lower is not None else ""),
         vlan=lower.vlan if lower is not None else None, mode=mode, mac=mac, model=model, queues=queues,

@@ -139,13 +139,8 @@ def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
         body["changed"] = bool(done.steps) and not done.dry_run
         _write(json.dumps(body, indent=2) + "\n")
         return
-    for step in done.steps if done.dry_run else ():
-        line(f"would {step}")
-    for text in done.notes:
-        line(f"note: {text}")
-    if not done.steps:
-        line(f"{done.guest}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
-    elif not done.dry_run:
+    _preamble(done, done.guest)
+    if done.steps and not done.dry_run:
         where = " and ".join(word for word, is_in in (("live", done.live), ("config", done.config)) if is_in)
         said = f" ({where})" if where and verb != "mended" else ""
         line(f"{done.guest}: {verb}{said} in {done.seconds * 1000:.0f} ms")
@@ -157,6 +152,16 @@ def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
             facts += [f"PCI {nic.pci}"] if nic.pci else []
             facts += ["no carrier"] if nic.carrier is False else []
         line("  " + ", ".join(facts))
+
+
+def _preamble(done: Any, what: str) -> None:
+    """The steps of a dry run, the notes, and that nothing was to do."""
+    for step in done.steps if done.dry_run else ():
+        line(f"would {step}")
+    for text in done.notes:
+        line(f"note: {text}")
+    if not done.steps:
+        line(f"{what}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
 
 
 def document(text: str) -> None:
@@ -196,12 +201,7 @@ def links_outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
         )  # fmt: skip
         _write(json.dumps(head, indent=2)[:-2] + ',\n  "links": ' + _json_rows(done.links) + "\n}\n")
         return
-    for step in done.steps if done.dry_run else ():
-        line(f"would {step}")
-    for text in done.notes:
-        line(f"note: {text}")
-    if not done.steps:
-        line(f"{', '.join(done.names)}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
+    _preamble(done, ", ".join(done.names))
     for row in done.links if done.steps and not done.dry_run else ():
         line(f"{row.name}: {_link_words(row, done.steps, verb)}")
 

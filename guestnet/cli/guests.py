@@ -1,6 +1,5 @@
 """guestnet attach, detach, set."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ import typer
 from guestnet import report
 from guestnet.cli import options
 from guestnet.errors import UsageError
-from guestnet.model import Backend, Request
+from guestnet.model import Backend
 
 attach_app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 detach_app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
@@ -49,16 +48,11 @@ def attach(
     A running guest gets it now and for good, a stopped one from its next start on. A missing VLAN of the parent
     (NIC.VID) is made. The same call again changes nothing.
     """
-    macs, names = options.for_each(mac, parent, "--mac"), options.for_each(ifname, parent, "--ifname")
     if boot_order is not None and len(parent) > 1:
         raise UsageError("one boot order cannot be for several NICs", hint="attach them one by one")
-    requests = tuple(
-        Request(
-            parent=name, vlan=vlan, mac=macs[number], mode=mode, ifname=names[number], backend=backend, model=model,
-            queues=queues, mtu=mtu, multicast=multicast, link=link, boot_order=boot_order,
-            inbound=inbound[0] if inbound else None, outbound=outbound[0] if outbound else None,
-        )
-        for number, name in enumerate(parent)
+    requests = options.requests(
+        parent, mac, ifname, vlan=vlan, mode=mode, backend=backend, model=model, queues=queues, mtu=mtu,
+        multicast=multicast, link=link, boot_order=boot_order, inbound=inbound, outbound=outbound,
     )  # fmt: skip
     own: dict[Backend, bytes] = {}
     if template is not None:
@@ -107,8 +101,6 @@ def detach(
         outcome = verb.detach(
             guest, names, _verb_options(verb, connect, live, config, dry_run, timeout, waiting), everything=everything
         )
-    if not dry_run:
-        outcome = replace(outcome, nics=tuple(_taken(nic, outcome) for nic in outcome.nics))
     report.outcome(outcome, "detached", json_wanted=json)
 
 
@@ -137,12 +129,6 @@ def change(
     wanted = Change(mode=mode, link=link, mtu=mtu, inbound=inbound, outbound=outbound)
     outcome = verb.change(guest, nic, wanted, _verb_options(verb, connect, live, config, dry_run, 30.0, None))
     report.outcome(outcome, "changed to " + _words(wanted), json_wanted=json)
-
-
-def _taken(nic: Any, outcome: Any) -> Any:
-    """The NIC as it is after a detach of where ``outcome`` says."""
-    live, config = nic.live and not outcome.live, nic.config and not outcome.config
-    return replace(nic, live=live, config=config, pci=nic.pci if live else "", carrier=nic.carrier if live else None)
 
 
 def _words(wanted: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from guestnet.errors import UsageError
-from guestnet.model import Backend, Bandwidth, LinkName, LinkState, Mac, Mode, Multicast, vlan_id
+from guestnet.model import Backend, Bandwidth, LinkName, LinkState, Mac, Mode, Multicast, Request, vlan_id
 
 _DIGITS = 18  # enough for a count of anything, and few enough for any integer of libvirt's
 
@@ -79,6 +79,27 @@ def for_each(values: list[Any] | None, parents: list[str], option: str) -> list[
             f"{option} is given {len(values)} times for {len(parents)} parents", hint=f"one {option} for each --parent"
         )
     return list(values)
+
+
+def requests(
+    parents: list[str],
+    macs: list[Mac] | None,
+    ifnames: list[LinkName] | None,
+    *,
+    inbound: Any,
+    outbound: Any,
+    **same: Any,
+) -> tuple[Request, ...]:
+    """One request for each parent: with a MAC and a name of its own where they are given, the rest the same for all.
+
+    Raises UsageError where MACs or names are not as many as parents.
+    """
+    mac_of, name_of = for_each(macs, parents, "--mac"), for_each(ifnames, parents, "--ifname")
+    rates = {"inbound": inbound[0] if inbound else None, "outbound": outbound[0] if outbound else None}
+    return tuple(
+        Request(parent=parent, mac=mac, ifname=ifname, **rates, **same)
+        for parent, mac, ifname in zip(parents, mac_of, name_of, strict=True)
+    )
 
 
 def uri(connect: str | None) -> str:

@@ -49,13 +49,13 @@ def interface(
     """Print the <interface> that attach would plug in."""
     if guest is None and mac is None:
         raise UsageError("the MAC is made from the name of the guest, and none was given", hint="give GUEST, or --mac")
-    request = Request(
-        parent=parent, vlan=vlan, mac=mac, mode=mode, ifname=ifname, backend=backend, model=model, queues=queues,
-        mtu=mtu, link=link, boot_order=boot_order, inbound=inbound[0] if inbound else None,
-        outbound=outbound[0] if outbound else None,
+    requests = options.requests(
+        [parent], [mac] if mac else None, [ifname] if ifname else None, vlan=vlan, mode=mode, backend=backend,
+        model=model, queues=queues, mtu=mtu, multicast=None, link=link, boot_order=boot_order, inbound=inbound,
+        outbound=outbound,
     )  # fmt: skip
     own = {backend or Backend.MACVTAP: templates.read_own(template)} if template is not None else {}
-    _, [text] = _interfaces((request,), guest or "", own)
+    _, [text] = _interfaces(requests, guest or "", own)
     _print(text, json_wanted=json)
 
 
@@ -107,7 +107,6 @@ def domain(
     from guestnet.guest import xml
 
     parents = parent or []
-    macs, names = options.for_each(mac, parents, "--mac"), options.for_each(ifname, parents, "--ifname")
     if boot_order is not None and len(parents) > 1:
         raise UsageError("one boot order cannot be for several NICs", hint="copy a <boot order=…> for each of them")
     for value, option in ((memory, "--memory"), (vcpus, "--vcpus")):
@@ -116,13 +115,9 @@ def domain(
     if virt_type not in (None, "kvm", "qemu"):
         raise UsageError(f"{virt_type!r} is not one of kvm, qemu", hint="qemu runs anywhere, kvm is fast")
     xml.check_name(name, "guest")
-    requests = tuple(
-        Request(
-            parent=one, vlan=vlan, mac=macs[number], mode=mode, ifname=names[number], backend=backend, model=model,
-            queues=queues, mtu=mtu, multicast=multicast, link=link, boot_order=boot_order,
-            inbound=inbound[0] if inbound else None, outbound=outbound[0] if outbound else None,
-        )
-        for number, one in enumerate(parents)
+    requests = options.requests(
+        parents, mac, ifname, vlan=vlan, mode=mode, backend=backend, model=model, queues=queues, mtu=mtu,
+        multicast=multicast, link=link, boot_order=boot_order, inbound=inbound, outbound=outbound,
     )  # fmt: skip
     nics, texts = _interfaces(requests, name, {})
     root = xml.build_domain(

@@ -29,6 +29,7 @@ from guestnet.plan.metadata import rewrite_metadata
 from guestnet.plan.parent import (
     MTU_MAX,
     Parent,
+    check_guest_mode,
     check_mac,
     check_mtu,
     check_parent,
@@ -197,11 +198,7 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
 
 def _check_said(request: Request) -> None:
     """Raise UsageError for what is wrong whatever the guest has."""
-    if request.mode is Mode.SOURCE:
-        raise UsageError(
-            "mode source is for a macvlan of the host, a guest would hear nothing else",
-            hint="one of bridge, vepa, private, passthru",
-        )
+    check_guest_mode(request.mode)
     if request.boot_order is not None and request.boot_order < 1:
         raise UsageError(f"{request.boot_order} is not a boot order", hint="whole numbers from 1")
     if request.model is not None:
@@ -289,7 +286,7 @@ def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
             )
         check_parent(parent, now.host, mode=nic.mode)
         return (*make_parent(parent), *make_link(new, quiet=True))
-    lower = now.host.at(there.parent) if there.parent_netnsid is None else None
+    lower = now.host.below(there)
     if there.guest_uuid == now.guest.uuid and there.kind == "macvtap" and there.mac != nic.mac:
         raise ConflictError(
             f"{nic.ifname} has the MAC {there.mac}, the NIC of {now.guest.name} has {nic.mac}: nothing reaches it",

@@ -7,7 +7,7 @@ from guestnet.guest import xml
 from guestnet.model import LIVE_MODES, Backend, Bandwidth, Guest, Link, LinkState, Mode
 from guestnet.plan.detach import named_nic
 from guestnet.plan.metadata import rewrite_metadata
-from guestnet.plan.parent import Parent, check_mtu
+from guestnet.plan.parent import Parent, check_guest_mode, check_mtu
 from guestnet.plan.situation import Nic, Situation, scope
 from guestnet.plan.steps import SetMode, SetMtu, Step, Update
 
@@ -100,11 +100,7 @@ def _record_in(text: str | None, nic: Nic, guest: Guest) -> xml.Record:
 
 def _mode(mode: Mode, nic: Nic, guest: Guest, link: Link | None, *, live: bool) -> list[Step]:
     old = nic.record.mode
-    if mode is Mode.SOURCE:
-        raise UsageError(
-            "mode source is for a macvlan of the host, a guest would hear nothing else",
-            hint="one of bridge, vepa, private, passthru",
-        )
+    check_guest_mode(mode)
     if nic.record.backend is Backend.DIRECT and live:
         raise ConflictError(
             f"the macvtap of NIC {nic.mac} is libvirt's (type='direct'), which changes no mode of a NIC in use",
@@ -126,7 +122,7 @@ def _mtu(mtu: int, nic: Nic, guest: Guest, link: Link | None, now: Situation, *,
             f"libvirt takes no MTU for a macvtap of its own (type='direct', NIC {nic.mac})",
             hint="set the MTU of the parent, or attach without --backend direct",
         )
-    lower = now.host.at(link.parent) if link is not None else now.host.find(nic.record.parent)
+    lower = now.host.below(link) if link is not None else now.host.find(nic.record.parent)
     if lower is not None:
         check_mtu(mtu, Parent(name=lower.name, base=lower))
     if link is None:

@@ -29,6 +29,11 @@ class Host:
         """The link of that ifindex."""
         return next((link for link in self.links if link.index == index), None)
 
+    def below(self, link: Link) -> Link | None:
+        """The lower link of ``link``; None where it has none, or one of another namespace, whose ifindex means nothing
+        here."""
+        return self.at(link.parent) if link.parent_netnsid is None else None
+
     def named(self, kind: Kind, name: str) -> Link:
         """The link of that name. Raises NotFoundError with the near names, ConflictError for another kind."""
         link = self.find(name)

@@ -242,7 +242,7 @@ def change(kind: Kind, name: str, wanted: Change, here: Host, there: Host | None
     moves = there is not None and here.find(name) is not None
     host = here if there is None or moves else there
     link = _ours(kind, name, host, foreign=foreign)
-    base = host.at(link.parent) if link.parent_netnsid is None else None
+    base = host.below(link)
     steps = _mode(link, wanted)
     if wanted.mac is not None and wanted.mac != link.mac:
         _check_new_mac(wanted.mac, link, base, host)
@@ -360,7 +360,7 @@ def delete(kind: Kind, names: tuple[str, ...], host: Host, *, foreign: bool) -> 
 
 
 def _depth(link: Link, host: Host) -> int:
-    lower = host.at(link.parent) if link.parent is not None and link.parent_netnsid is None else None
+    lower = host.below(link)
     return 0 if lower is None or lower.index == link.index or lower.kind == "veth" else 1 + _depth(lower, host)
 
 

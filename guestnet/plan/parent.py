@@ -91,8 +91,8 @@ def _there(link: Link, host: Host) -> Parent:
 def _tower(link: Link, host: Host) -> list[Link]:
     """The link and those it stands on in this namespace, topmost first."""
     found = [link]
-    while found[-1].parent_netnsid is None and found[-1].kind != "veth":
-        lower = host.at(found[-1].parent)
+    while found[-1].kind != "veth":
+        lower = host.below(found[-1])
         if lower is None or lower in found:
             break
         found.append(lower)
@@ -107,7 +107,7 @@ def _check_vlan_name(link: Link, host: Host) -> None:
     nic, dot, tail = link.name.rpartition(".")
     if not dot or not tail.isdigit() or host.find(nic) is None:
         return
-    lower = host.at(link.parent)
+    lower = host.below(link)
     if link.kind != "vlan" or str(link.vlan) != tail or lower is None or lower.name != nic:
         raise ConflictError(
             f"{link.name} is not VLAN {tail} on {nic}: it is {describe(link, host)}",
@@ -117,7 +117,7 @@ def _check_vlan_name(link: Link, host: Host) -> None:
 
 def describe(link: Link, host: Host) -> str:
     """What the link is and what it stands on, for a message: "VLAN 11 (802.1Q) on ens3"."""
-    lower = host.at(link.parent) if link.parent_netnsid is None else None
+    lower = host.below(link)
     on = f" on {lower.name}" if lower is not None else ""
     if link.kind == "vlan":
         return f"VLAN {link.vlan} ({link.vlan_protocol}){on}"
@@ -135,7 +135,7 @@ def check_parent(parent: Parent, host: Host, *, mode: Mode | None = None) -> Non
     if not base.ethernet:
         raise ConflictError(f"{base.name} is no Ethernet interface", hint="name an Ethernet NIC, VLAN, bond or bridge")
     if base.kind in ("macvtap", "macvlan"):
-        lower = host.at(base.parent) if base.parent_netnsid is None else None
+        lower = host.below(base)
         raise ConflictError(
             f"{base.name} is a {base.kind} itself, the kernel would use its parent",
             hint=f"use --parent {lower.name}" if lower is not None else "use the parent itself",
@@ -168,6 +168,15 @@ def check_parent(parent: Parent, host: Host, *, mode: Mode | None = None) -> Non
         raise ConflictError(
             f"mode passthru takes {base.name} whole, and it is used by {names}",
             hint="choose mode bridge, or another parent",
+        )
+
+
+def check_guest_mode(mode: Mode | None) -> None:
+    """Raise UsageError for the mode that no NIC of a guest can have."""
+    if mode is Mode.SOURCE:
+        raise UsageError(
+            "mode source is for a macvlan of the host, a guest would hear nothing else",
+            hint="one of bridge, vepa, private, passthru",
         )
 
 

@@ -80,7 +80,7 @@ def _unrecorded(shown: xml.Interface, guest: Guest, host: Host) -> xml.Record | 
 
 
 def _of_link(link: Link, mac: Mac, mtu: int | None, host: Host) -> xml.Record:
-    lower = host.at(link.parent) if link.parent_netnsid is None else None
+    lower = host.below(link)
     return xml.Record(
         mac=mac, parent=lower.name if lower is not None else "?", mode=link.mode or Mode.BRIDGE, ifname=link.name,
         backend=Backend.MACVTAP, multicast=Multicast.ALL if link.allmulti else Multicast.FILTERED, mtu=mtu,

@@ -17,6 +17,8 @@ def test_a_nic_goes_from_the_guest_the_configuration_and_the_host(n1: Host, by: 
     nic = n1.json("attach", "n1g1", "--parent", "nic0")["nics"][0]
     done = n1.json("detach", "n1g1", nic.get(by, by))
     assert (done["live"], done["config"], done["changed"]) == (True, True, True)
+    [told] = done["nics"]
+    assert (told["live"], told["config"], told["carrier"]) == (False, False, None)
     assert n1.state() == before
     n1.guest("n1g1").wait_no_nic(nic["mac"], timeout=1)
 

@@ -209,12 +209,6 @@ def test_an_attach_is_told_as_what_it_was(
     assert guestnet("attach", "vm1", "--parent", "ens3").out.splitlines() == lines
 
 
-def test_after_a_detach_the_nic_is_told_as_gone(guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "detach", lambda *_, **__: outcome(PLUG))
-    [nic] = json.loads(guestnet("detach", "vm1", "--all", "--json").out)["nics"]
-    assert (nic["live"], nic["config"], nic["carrier"]) == (False, False, None)
-
-
 def test_a_set_says_to_what(guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "change", lambda *_, **__: outcome(PLUG))
     words = ("--mode", "vepa", "--link", "down", "--mtu", "1400", "--inbound", "0", "--outbound", "100,200")
