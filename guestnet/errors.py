@@ -15,6 +15,10 @@ class ExitCode(IntEnum):
     TIMED_OUT = 6
 
 
+HOOK_REFUSED = 9
+"""The exit status by which the hook says that its guest must not start; its launcher passes any other failure over."""
+
+
 class GuestnetError(Exception):
     """A failure that is not a bug of ours: everything begun has been undone when it reaches the caller.
 

@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from guestnet import apply
-from guestnet.errors import GuestnetError, NotPermittedError
+from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.kernel import lock, netns
-from guestnet.kernel.link import Links, no_support
+from guestnet.kernel.link import Links
 from guestnet.linklist import Row, number_of_ours, rows_of
 from guestnet.model import Kind, Mode, Owner
 from guestnet.plan import hostlink as plan
-from guestnet.plan.host import Host
+from guestnet.plan.host import Host, made_for_guests
 from guestnet.plan.steps import AddLink, LinkStep
 from guestnet.undo import Undo
 
@@ -58,9 +58,9 @@ class _Places:
     def rows(self, names: Sequence[str]) -> tuple[Row, ...]:
         """The links of these names where they belong, as they are now, in the order of the names."""
         now = self.there.all()
-        there = {link.name: link for link in now}
+        there = {name: link for link in now for name in (*link.altnames, link.name)}
         number = self.number
-        lowers = {} if number is None else {(number, link.index): link.name for link in self.here.all()}
+        lowers = {} if number is None else {(number, link.index): link.readable for link in self.here.all()}
         return rows_of(now, (there[name] for name in names if name in there), self.name, lowers)
 
     @property
@@ -70,8 +70,10 @@ class _Places:
 
     def run(self, made: plan.Plan, undo: Undo, watch: apply.Watch | None) -> None:
         """Carry a plan out."""
-        apply.run(made.here, apply.Doors(links=self.here, target=self.here), undo, watch)
-        apply.run(made.there, apply.Doors(links=self.here, target=self.there, into=self.into), undo, watch)
+        here = apply.Doors(links=self.here, target=self.here)
+        there = apply.Doors(links=self.here, target=self.there, into=self.into, parents=here.parents)
+        apply.run(made.here, here, undo, watch)
+        apply.run(made.there, there, undo, watch)
 
 
 def add(wanted: plan.Wanted, options: Options) -> Outcome:
@@ -79,22 +81,41 @@ def add(wanted: plan.Wanted, options: Options) -> Outcome:
     begun = time.monotonic()
     plan.check_wanted(wanted)
     with _at_work(options) as places:
-        here, there = places.hosts()
-        if os.geteuid() == 0:
-            here = replace(here, wireless=places.here.wireless(here.links))
-        if wanted.mode is Mode.PASSTHRU:
-            here = replace(here, used_elsewhere=places.here.used_elsewhere())
-        made = plan.add(wanted, here, there, netns=places.name, number=places.number)
-        for kind in dict.fromkeys(step.new.kind for step in made.steps if isinstance(step, AddLink)):
-            if not places.here.supports(kind):
-                raise no_support(kind)
-        rows: tuple[Row, ...] = ()
-        if not options.dry_run:
+        made, rows = _added(wanted, places, options)
+        return _outcome(made, rows, begun, options)
+
+
+def _added(wanted: plan.Wanted, places: _Places, options: Options) -> tuple[plan.Plan, tuple[Row, ...]]:
+    """The plan, carried out, and the links it made. What the plan saw and was gone when its turn came, such as a VLAN
+    that somebody deleted, is planned for again, once."""
+    failed: tuple[plan.Plan, GuestnetError] | None = None
+    while True:
+        made = _planned(wanted, places)
+        if failed is not None and made.steps == failed[0].steps:
+            raise failed[1]
+        if options.dry_run:
+            return made, ()
+        try:
             with Undo() as undo:
                 places.run(made, undo, options.watch)
-                rows = places.rows(wanted.names)
+                rows = places.rows(made.links)
                 _verify_made(made, rows)
-        return _outcome(made, rows, begun, options)
+                return made, rows
+        except (NotFoundError, ConflictError) as error:
+            if failed is not None or getattr(error, "__notes__", None):
+                raise
+            failed = made, error
+
+
+def _planned(wanted: plan.Wanted, places: _Places) -> plan.Plan:
+    here, there = places.hosts()
+    if os.geteuid() == 0:
+        here = replace(here, wireless=places.here.wireless(here.links))
+    if wanted.mode is Mode.PASSTHRU:
+        here = replace(here, used_elsewhere=places.here.used_elsewhere())
+    made = plan.add(wanted, here, there, netns=places.name, number=places.number)
+    places.here.check_support(step.new.kind for step in made.steps if isinstance(step, AddLink))
+    return made
 
 
 def change(kind: Kind, name: str, wanted: plan.Change, options: Options, *, foreign: bool = False) -> Outcome:
@@ -119,7 +140,8 @@ def delete(kind: Kind, names: tuple[str, ...], options: Options, *, foreign: boo
     begun = time.monotonic()
     with _at_work(options) as places:
         _, host = places.hosts()
-        if any(link.kind == Kind.VLAN for link in host.links):
+        lowers = [host.below(link) for link in map(host.find, names) if link is not None]
+        if kind is Kind.VLAN or any(made_for_guests(lower) for lower in lowers if lower is not None):
             host = replace(host, used_elsewhere=places.there.used_elsewhere(), addressed=places.there.addressed())
         made = plan.delete(kind, names, host, foreign=foreign)
         rows = places.rows(made.links)
@@ -160,7 +182,7 @@ def _at_work(options: Options) -> Iterator[_Places]:
 
 
 def _verify_made(made: plan.Plan, rows: tuple[Row, ...]) -> None:
-    there = {row.name: row for row in rows}
+    there = {row.device: row for row in rows}
     for step in made.there:
         if not isinstance(step, AddLink):
             continue
@@ -169,6 +191,8 @@ def _verify_made(made: plan.Plan, rows: tuple[Row, ...]) -> None:
         if row is None:
             raise GuestnetError(f"{new.name} is gone right after it was made", hint=_OTHERS)
         _compare(row, mode=new.mode or "", mac=new.mac, mtu=new.mtu, up=new.up, alias=new.alias, owner=Owner.HOST)
+        if new.kind is Kind.VLAN:
+            _compare(row, name=new.readable, vlan=new.vlan, vlan_protocol=new.protocol, reorder_hdr=True)
 
 
 def _verify_changed(name: str, wanted: plan.Change, rows: tuple[Row, ...]) -> None:

@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from guestnet.kernel import netns
 from guestnet.kernel.link import Links
 from guestnet.model import Kind, Link
-from guestnet.plan.host import Host
+from guestnet.plan.host import Host, made_for_guests
 
 _ADDRGENMODES = {None: "", 0: "eui64", 1: "none", 2: "stable_secret", 3: "random"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One link as `ip -d link show` has it, and whose it is. A parent in a namespace
-    that is not the caller's is ``ifN``, as in ip(8)."""
+    """One link as `ip -d link show` has it, and whose it is. ``name`` and ``parent`` are for a person, ``device``
+    is the link's name in the kernel. A parent in a namespace that is not the caller's is ``ifN``, as in ip(8)."""
 
     name: str
+    device: str
     kind: str
     parent: str
     mode: str
     vlan: int | None
     vlan_protocol: str
+    reorder_hdr: bool
     mac: str
     mtu: int
     up: bool
@@ -57,7 +59,7 @@ def listed(kind: Kind, name: str | None = None, namespace: str | None = None) ->
         lowers = {}
         if fd is not None and any(link.parent_netnsid is not None for link in links):
             number = number_of_ours(door)
-            lowers = {(number, link.index): link.name for link in stack.enter_context(Links()).all()}
+            lowers = {(number, link.index): link.readable for link in stack.enter_context(Links()).all()}
     found = [link for link in links if link.kind == kind]
     if name is not None:
         found = [Host(links=links).named(kind, name)]
@@ -77,7 +79,7 @@ def rows_of(
 
     ``lowers`` are the names of links of other namespaces, by the number of theirs and the ifindex.
     """
-    names = {link.index: link.name for link in links}
+    names = {link.index: link.readable for link in links}
 
     def lower(link: Link) -> str:
         if link.parent is None:
@@ -88,9 +90,10 @@ def rows_of(
 
     return tuple(
         Row(
-            name=link.name, kind=link.kind, parent=lower(link), mode=link.mode or "", vlan=link.vlan,
-            vlan_protocol=link.vlan_protocol, mac=link.mac, mtu=link.mtu, up=link.up, carrier=link.carrier,
-            operstate=link.operstate, owner=link.owner, guest=link.guest_name, netns=namespace, ifindex=link.index,
+            name=link.readable, device=link.name, kind=link.kind, parent=lower(link), mode=link.mode or "",
+            vlan=link.vlan, vlan_protocol=link.vlan_protocol, reorder_hdr=link.reorder_hdr, mac=link.mac, mtu=link.mtu,
+            up=link.up, carrier=link.carrier, operstate=link.operstate, owner=_owner(link), guest=link.guest_name,
+            netns=namespace, ifindex=link.index,
             master="" if link.master is None else names.get(link.master, f"if{link.master}"),
             source_macs=link.source_macs, nopromisc=bool(link.flags & 1), allmulti=link.allmulti,
             promiscuity=link.promiscuity, addrgenmode=_ADDRGENMODES.get(link.addrgenmode, ""),
@@ -99,3 +102,8 @@ def rows_of(
         )
         for link in chosen
     )  # fmt: skip
+
+
+def _owner(link: Link) -> str:
+    """Whose it is; a VLAN that was made on the way to guests goes with the last of them."""
+    return "guests" if made_for_guests(link) else link.owner

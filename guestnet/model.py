@@ -16,6 +16,12 @@ ALIAS_PREFIX = "guestnet:1:"
 NAME_MAX = 15
 """Bytes in a link name: IFNAMSIZ without the closing zero (include/uapi/linux/if.h)."""
 
+ALTNAME_MAX = 127
+"""Bytes in an alternative name of a link: ALTIFNAMSIZ without the closing zero (include/uapi/linux/if.h)."""
+
+ADDR_GEN_MODE_NONE = 1
+"""Link.addrgenmode of a link to which the kernel gives no IPv6 address by itself (enum in6_addr_gen_mode)."""
+
 QUEUES_MAX = 256
 """MAX_TAP_QUEUES of drivers/net/tap.c: what one macvtap takes before it answers EBUSY."""
 
@@ -26,6 +32,7 @@ MODELS = (
 """The NIC models of QEMU that libvirt hands on for PCI machines (formatdomain, "Setting the NIC model")."""
 
 _NAME = re.compile(r"[^\s/:%]+")
+_SHORT_VLAN = re.compile(r"gv[0-9a-f]{8}\.[0-9]+")
 _MAC = re.compile(r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}", re.IGNORECASE)
 _RATE = re.compile(r"([0-9]{1,10})(?:,([0-9]{1,10})?)?(?:,([0-9]{1,10})?)?")
 
@@ -87,6 +94,25 @@ class LinkName(str):
         return super().__new__(cls, text)
 
 
+class ParentName(str):
+    """A name for a parent: a link's, an alternative one (127 bytes at most), or either with VLAN IDs.
+
+    Raises UsageError.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        if not (_NAME.fullmatch(text) and text.isprintable()) or text in {".", ".."}:
+            raise UsageError(f"{text!r} is not the name of a parent", hint="`ip link` shows the interfaces there are")
+        if len(text.encode()) > ALTNAME_MAX:
+            raise UsageError(
+                f"the name of the parent has {len(text.encode())} characters, the kernel takes {ALTNAME_MAX}",
+                hint="`ip link` shows the interfaces there are",
+            )
+        return super().__new__(cls, text)
+
+
 class Mode(StrEnum):
     """How a macvlan or macvtap treats its siblings and its parent (ip-link(8))."""
 
@@ -125,6 +151,21 @@ class Kind(StrEnum):
     VLAN = "vlan"
 
 
+class VlanProtocol(StrEnum):
+    """The tag of a VLAN on the wire: that of every switch (ethertype 0x8100), or a provider's outer one (0x88a8)."""
+
+    DOT1Q = "802.1Q"
+    DOT1AD = "802.1ad"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The protocol of that name, in capitals or not, as ip-link(8) takes it. Raises UsageError."""
+        for protocol in cls:
+            if protocol.lower() == text.lower():
+                return protocol
+        raise UsageError(f"{text!r} is not a VLAN protocol", hint=f"one of {', '.join(cls)}")
+
+
 class Backend(StrEnum):
     """Who makes the macvtap of a guest: guestnet (type='ethernet') or libvirt (type='direct')."""
 
@@ -140,9 +181,11 @@ class Multicast(StrEnum):
 
 
 class Owner(StrEnum):
-    """Whose a link is: a guest's attachment of ours, the host's own made by us, or somebody else's."""
+    """Whose a link is: a libvirt guest's attachment of ours, that of a program which was handed its tap (a QEMU without
+    libvirt), the host's own made by us, or somebody else's."""
 
     GUEST = "guest"
+    QEMU = "qemu"
     HOST = "host"
     FOREIGN = "foreign"
 
@@ -155,10 +198,11 @@ class LinkState(StrEnum):
 
 
 def vlan_id(text: str | int) -> int:
-    """The VLAN ID that ``text`` says, 1 to 4094; 0 and 4095 are reserved (IEEE 802.1Q, 9.6). Raises UsageError."""
+    """The VLAN ID that ``text`` says, 1 to 4094; 0 and 4095 are reserved (IEEE 802.1Q, 9.6). Raises UsageError, also
+    for leading zeros: one VLAN has one name."""
     word = str(text)
-    if not (word.isascii() and word.isdigit() and len(word) <= 9 and 1 <= int(word) <= 4094):
-        raise UsageError(f"{word!r} is not a VLAN ID", hint="VLAN IDs are whole numbers from 1 to 4094")
+    if not (word.isascii() and word.isdigit() and len(word) <= 4 and word[0] != "0" and int(word) <= 4094):
+        raise UsageError(f"{word!r} is not a VLAN ID", hint="VLAN IDs are whole numbers from 1 to 4094, as in 11")
     return int(word)
 
 
@@ -206,6 +250,7 @@ class Link:
 
     ``parent`` is the index of the lower link, ``parent_netnsid`` is set when that index counts in another network
     namespace. ``kind`` is empty for hardware. ``mac`` is as the kernel has it, for a non-Ethernet link of other length.
+    ``reorder_hdr`` is a VLAN's flag of that name, ``vlan_filtering`` a bridge's.
     """
 
     index: int
@@ -235,6 +280,8 @@ class Link:
     source_macs: tuple[str, ...] = ()
     vlan: int | None = None
     vlan_protocol: str = ""
+    reorder_hdr: bool = True
+    vlan_filtering: bool = False
     wireless: bool = False
     counters: Counters | None = None
 
@@ -244,10 +291,19 @@ class Link:
         return self.group == GROUP
 
     @property
+    def readable(self) -> str:
+        """The name for a person: that of a VLAN of ours whose name is too long for the kernel is an alternative one."""
+        if self.kind == Kind.VLAN and self.altnames and _SHORT_VLAN.fullmatch(self.name):
+            return next((name for name in self.altnames if name.endswith(f".{self.vlan}")), self.name)
+        return self.name
+
+    @property
     def owner(self) -> Owner:
         """Whose it is, by group and alias."""
         if not self.ours:
             return Owner.FOREIGN
+        if self.alias.startswith(QEMU_ALIAS):
+            return Owner.QEMU
         return Owner.GUEST if self.guest_uuid else Owner.HOST
 
     @property
@@ -269,13 +325,25 @@ def guest_alias(uuid: str, name: str) -> str:
     return (ALIAS_PREFIX + uuid + ":" + name).encode()[:255].decode(errors="ignore")
 
 
+def qemu_alias(name: str) -> str:
+    """The ifalias of a link whose tap a QEMU without libvirt holds: our prefix and a name for a person to read.
+
+    It lives as long as some process holds its tap open.
+    """
+    return (QEMU_ALIAS + name).encode()[:255].decode(errors="ignore")
+
+
+QEMU_ALIAS = ALIAS_PREFIX + "qemu:"
 HOST_ALIAS = ALIAS_PREFIX + "host"
 VLAN_ALIAS = ALIAS_PREFIX + "vlan"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewLink:
-    """A link to be made. Without a MAC the kernel draws one; without an MTU it takes the parent's."""
+    """A link to be made. Without a MAC the kernel draws one; without an MTU it takes the parent's.
+
+    ``parent`` is the lower link's name in the kernel. ``vlan``, ``protocol`` and ``altname`` are for a VLAN.
+    """
 
     kind: Kind
     name: str
@@ -285,17 +353,25 @@ class NewLink:
     mac: Mac | None = None
     mtu: int | None = None
     vlan: int | None = None
+    protocol: VlanProtocol = VlanProtocol.DOT1Q
+    altname: str = ""
     source_macs: tuple[Mac, ...] = ()
     multicast: Multicast = Multicast.ALL
     up: bool = True
+
+    @property
+    def readable(self) -> str:
+        """The name for a person."""
+        return self.altname or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
     """One NIC of a guest on a parent: what the domain's metadata and its <interface> say together.
 
-    ``ifname`` is the macvtap; with the backend ``direct`` libvirt names the link itself and ``ifname`` is empty.
-    ``boot_order``, ``inbound``, ``outbound`` and ``link`` live in the <interface> alone.
+    ``parent`` is as a person said it, ``device`` the same link's name in the kernel, ``outer`` the protocol of its
+    outermost VLAN. ``ifname`` is the macvtap; with the backend ``direct`` libvirt names the link itself and ``ifname``
+    is empty. ``boot_order``, ``inbound``, ``outbound`` and ``link`` live in the <interface> alone.
     """
 
     parent: str
@@ -311,6 +387,8 @@ class Attachment:
     boot_order: int | None = None
     inbound: Bandwidth | None = None
     outbound: Bandwidth | None = None
+    outer: VlanProtocol = VlanProtocol.DOT1Q
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +413,7 @@ class Request:
 
     parent: str
     vlan: int | None = None
+    outer: VlanProtocol | None = None
     mac: Mac | None = None
     mode: Mode | None = None
     ifname: LinkName | None = None

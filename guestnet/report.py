@@ -184,10 +184,15 @@ def links(rows: Sequence[Any], kind: str, netns: str | None, *, json_wanted: boo
 
 def _link_cells(row: Any, is_vlan: bool) -> list[str]:
     cells = [row.name, row.parent]
-    cells.append(str(row.vlan or "") if is_vlan else row.mode + "".join(f" {mac}" for mac in row.source_macs))
+    cells.append(_vid(row) if is_vlan else row.mode + "".join(f" {mac}" for mac in row.source_macs))
     cells += [row.mac, str(row.mtu), row.operstate if row.up else "down"]
     cells += [] if is_vlan else ["all" if row.allmulti else "filtered"]
     return [*cells, f"guest {row.guest}" if row.owner == "guest" else row.owner]
+
+
+def _vid(row: Any) -> str:
+    """The VLAN ID, with the protocol where it is not the usual one."""
+    return str(row.vlan) if row.vlan_protocol == "802.1Q" else f"{row.vlan} ({row.vlan_protocol})"
 
 
 def links_outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
@@ -213,11 +218,11 @@ def _link_words(row: Any, steps: Sequence[Any], verb: str) -> str:
         return verb
     if verb == "changed":
         return f"changed: {', '.join(filter(None, map(_change, steps)))}"
-    if row.name not in {step.new.name for step in steps if isinstance(step, AddLink)}:
+    if row.device not in {step.new.name for step in steps if isinstance(step, AddLink)}:
         return "unchanged, it is so already"
     facts = [verb, f"on {row.parent}"]
     facts += [f"mode {row.mode}"] if row.mode else []
-    facts += [f"VLAN {row.vlan}"] if row.vlan else []
+    facts += [f"VLAN {_vid(row)}"] if row.vlan else []
     facts += [f"MAC {row.mac}", f"MTU {row.mtu}", "up" if row.up else "down"]
     facts += [f"in network namespace {row.netns}"] if row.netns else []
     return ", ".join(facts)

@@ -1,6 +1,7 @@
 """The one way to take back what was begun."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,14 +18,44 @@ class Undo:
     The error that ended the block stays the one that is raised. An inverse that fails does not stop the others; each
     failure is added to that error as a note, so that a person sees what is left behind. A signal that ends an inverse
     in its middle (an impatient second Ctrl-C) is such a failure.
+
+    ``whole`` is what this is a part of, see ``part``.
     """
 
-    def __init__(self) -> None:
-        self._inverses: list[tuple[str, Callable[[], object]]] = []
+    def __init__(self, whole: "Undo | None" = None) -> None:
+        self._inverses: list[tuple[str, Callable[[], list[str]]]] = []
+        self._whole = whole
 
     def push(self, what: str, inverse: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Remember how to take back the effect that follows; ``what`` names it for a person."""
-        self._inverses.append((what, lambda: inverse(*args, **kwargs)))
+
+        def take_back() -> list[str]:
+            inverse(*args, **kwargs)
+            return []
+
+        self._inverses.append((what, take_back))
+
+    @contextmanager
+    def part(self, what: str, around: Callable[[], AbstractContextManager[object]]) -> Iterator["Undo"]:
+        """A part of the work that is done, and taken back, within ``around()``: with a lock held.
+
+        If the block fails it is taken back before its ``around()`` ends; if something fails later, within another one.
+        To keep the part is to keep the whole.
+        """
+        part = Undo(self)
+        self._inverses.append((what, lambda: part._run_within(around)))
+        with around():
+            try:
+                yield part
+            except BaseException as error:
+                part._note(error)
+                raise
+
+    def _run_within(self, around: Callable[[], AbstractContextManager[object]]) -> list[str]:
+        if not self._inverses:
+            return []
+        with around():
+            return self.run()
 
     def drop(self) -> None:
         """Forget the inverse pushed last: its effect was refused, so what it would take back is not ours."""
@@ -33,6 +64,8 @@ class Undo:
     def keep(self) -> None:
         """Accept everything done so far: nothing pushed until now will be taken back."""
         self._inverses.clear()
+        if self._whole is not None:
+            self._whole.keep()
 
     def run(self) -> list[str]:
         """Take everything back now; give one line for each inverse that failed."""
@@ -40,7 +73,7 @@ class Undo:
         while self._inverses:
             what, inverse = self._inverses.pop()
             try:
-                inverse()
+                failures += inverse()
             except BaseException as error:  # every inverse gets its turn, whatever the one before it met
                 failures.append(f"not undone: {what}: {str(error) or type(error).__name__}")
         return failures
@@ -54,5 +87,8 @@ class Undo:
         if error is None:
             self.keep()
             return
+        self._note(error)
+
+    def _note(self, error: BaseException) -> None:
         for failure in self.run():
             error.add_note(failure)

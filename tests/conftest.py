@@ -21,8 +21,10 @@ from guestnet.kernel.link import Links
 
 REPO = Path(__file__).resolve().parents[1]
 
+pytest_plugins = ["tests.vm.plugin"]
+
 MAY_SKIP = {
-    "this kernel has no 8021q": "the plans for VLANs are tested; making one needs a kernel that can",
+    "this kernel has 802.1Q": "what is said of a kernel without it is run where the kernel is one",
 }
 """The reasons for which a test may be skipped where the environment says CI=true, and why that is no loss."""
 

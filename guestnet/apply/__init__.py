@@ -52,5 +52,10 @@ def _one(step: plan.Step, doors: Doors, undo: Undo) -> None:
         if doors.domain is None:
             raise GuestnetError("this needs a guest")
         guests.carry_out(step, doors.domain, doors, undo)
+    elif isinstance(step, plan.InstallHook):
+        if doors.hook is None:
+            raise GuestnetError("this needs libvirt's hook")
+        undo.push("the hook", doors.hook.put_back)
+        doors.hook.install()
     else:
         links.carry_out(step, doors, undo)

@@ -27,6 +27,14 @@ _COMMANDS = {
     "macvtap": ("links", "Make, change, list and delete macvtap links."),
     "macvlan": ("links", "Make, change, list and delete macvlan links."),
     "vlan": ("links", "Make, change, list and delete VLAN links."),
+    "hook": ("hook", "Install, remove and look at the hook that libvirt calls when guests start and stop."),
+    "repair": ("gc", "Mend the NICs of a guest: what list says is not right."),
+    "gc": ("gc", "Delete the links that nobody uses any more, and say why."),
+    "qemu": ("qemu", "NICs for a QEMU without libvirt: run it with them, plug them in, list them."),
+    "exec": ("qemu", "Run any program with the taps of macvtaps open."),
+    "host": ("host", "The host's own link on a parent, so that the host and its guests talk."),
+    "topology": ("topology", "Bring up whole networks of namespaces, hosts and guests, described by a file."),
+    "graph": ("graph", "Draw what is on this host: links, namespaces, guests."),
     "lab": ("lab", "Hosts, switch and guests to try things on, all in namespaces."),
 }
 
@@ -89,10 +97,11 @@ def main() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     status = int(ExitCode.DONE)
+    words = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv  # what follows is another program's
     try:
         if sys.stdout is None:  # nothing was done yet, and no fd of ours shall become fd 1
             raise report.unwritten("stdout is closed")
-        status = _run(json_wanted="--json" in sys.argv)
+        status = _run(json_wanted="--json" in words)
         report.flush()
     except BrokenPipeError:
         _leave_stdout()
@@ -102,7 +111,7 @@ def main() -> None:
         report.error(error, json_wanted=False)
         status = error.code
     except OSError as error:
-        if "--help" not in sys.argv:
+        if "--help" not in words:
             raise
         _leave_stdout()  # the help is written by the library
         report.error(report.unwritten(error.strerror or str(error)), json_wanted=False)

@@ -20,6 +20,7 @@ def attach(
     guest: options.Guest,
     parent: options.ParentsOption,
     vlan: options.VlanOption = None,
+    outer_protocol: options.OuterOption = None,
     mode: options.ModeOption = None,
     mac: options.MacsOption = None,
     ifname: options.IfnamesOption = None,
@@ -38,6 +39,7 @@ def attach(
     ] = None,
     live: options.Live = False,
     config: options.Config = False,
+    no_hook: options.NoHook = False,
     timeout: options.TimeoutOfUndo = 30.0,
     connect: options.Connect = None,
     dry_run: options.DryRun = False,
@@ -51,8 +53,8 @@ def attach(
     if boot_order is not None and len(parent) > 1:
         raise UsageError("one boot order cannot be for several NICs", hint="attach them one by one")
     requests = options.requests(
-        parent, mac, ifname, vlan=vlan, mode=mode, backend=backend, model=model, queues=queues, mtu=mtu,
-        multicast=multicast, link=link, boot_order=boot_order, inbound=inbound, outbound=outbound,
+        parent, mac, ifname, vlan=vlan, outer=outer_protocol, mode=mode, backend=backend, model=model, queues=queues,
+        mtu=mtu, multicast=multicast, link=link, boot_order=boot_order, inbound=inbound, outbound=outbound,
     )  # fmt: skip
     own: dict[Backend, bytes] = {}
     if template is not None:
@@ -64,9 +66,8 @@ def attach(
     from guestnet.plan.steps import Plug
 
     with report.progress(json_wanted=json) as waiting:
-        outcome = verb.attach(
-            guest, requests, _verb_options(verb, connect, live, config, dry_run, timeout, waiting), own_templates=own
-        )
+        how = _verb_options(verb, connect, live, config, dry_run, timeout, waiting, hook=not no_hook)
+        outcome = verb.attach(guest, requests, how, own_templates=own)
     plugged = any(isinstance(step, Plug) for step in outcome.steps)
     report.outcome(outcome, "attached" if plugged else "mended", json_wanted=json)
 
@@ -146,9 +147,17 @@ def _words(wanted: Any) -> str:
 
 
 def _verb_options(
-    verb: Any, connect: str | None, live: bool, config: bool, dry_run: bool, timeout: float, waiting: Any
+    verb: Any,
+    connect: str | None,
+    live: bool,
+    config: bool,
+    dry_run: bool,
+    timeout: float,
+    waiting: Any,
+    *,
+    hook: bool = False,
 ) -> Any:
     return verb.Options(
         uri=options.uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, waiting=waiting,
-        notice=report.note,
+        notice=report.note, hook=hook,
     )  # fmt: skip

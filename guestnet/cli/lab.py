@@ -1,13 +1,13 @@
 """guestnet lab: hosts, a switch and guests to try things on, all in namespaces of this machine."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from guestnet import report
 from guestnet.cli import options
-from guestnet.errors import NotPermittedError, UsageError
+from guestnet.errors import ExitCode, NotPermittedError, UsageError
 
 lab_app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -23,22 +23,56 @@ def _lab() -> None:
 
 @lab_app.command()
 def up(
-    nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=1, max=16, help="How many hosts, 1 to 16.")] = 2,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", metavar="N", min=1, max=16, help="How many hosts, 1 to 16.  [2]")
+    ] = None,
     guests: Annotated[
-        int, typer.Option("--guests", metavar="N", min=0, max=16, help="How many guests on each, 0 to 16.")
-    ] = 1,
+        int | None, typer.Option("--guests", metavar="N", min=0, max=16, help="How many guests on each, 0 to 16.  [1]")
+    ] = None,
     nics: Annotated[
         int, typer.Option("--nics", metavar="N", min=1, max=8, help="How many links to the switch on each, 1 to 8.")
     ] = 1,
+    topology: Annotated[
+        str | None,
+        typer.Option("--topology", metavar="FILE|NAME", help="Bring this topology up on it, and ping all from all."),
+    ] = None,
     name: Name = "lab",
     json: options.Json = False,
 ) -> None:
-    """Build a lab: hosts n1, n2, … with links nic0, … to one switch, and guests n1g1, … that have no NIC yet."""
+    """Build a lab: hosts n1, n2, … with links nic0, … to one switch, and guests n1g1, … that have no NIC yet.
+
+    With --topology it has as many hosts and guests as that names, and the guests get their NICs and addresses.
+    """
     from guestnet.lab import Lab
 
     lab = Lab(name=name)
-    lab.up(nodes=nodes, guests=guests, nics=nics, progress=report.note)
-    status(name=name, json=json)
+    if topology is None:
+        lab.up(nodes=nodes or 2, guests=1 if guests is None else guests, nics=nics, progress=report.note)
+        status(name=name, json=json)
+        return
+    _up_with(lab, topology, nodes, guests, nics, json=json)
+
+
+def _up_with(lab: Any, file: str, nodes: int | None, guests: int | None, nics: int, *, json: bool) -> None:
+    from guestnet.cli.topology import show_pings
+    from guestnet.lab import topology as verbs
+    from guestnet.topology import document
+
+    topology = document.find(file)
+    most = verbs.sizes(topology)
+    lab.up(nodes=max(nodes or 0, most[0]), guests=max(guests or 0, most[1]), nics=nics, progress=report.note)
+    try:
+        verbs.up(lab, topology, file, report.note)
+        answers = verbs.check(lab, topology, file)
+    except BaseException:
+        lab.down()
+        raise
+    if json:
+        report.as_json({"topology": topology.name, "pings": report.object_of(answers)})
+    else:
+        show_pings(answers)
+    if any(one.wrong for one in answers):
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @lab_app.command()

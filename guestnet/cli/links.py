@@ -7,7 +7,7 @@ import typer
 from guestnet import report
 from guestnet.cli import options
 from guestnet.errors import UsageError
-from guestnet.model import Kind, LinkName, Mac, Mode
+from guestnet.model import Kind, LinkName, Mac, Mode, VlanProtocol
 
 
 def _group(about: str) -> typer.Typer:
@@ -22,7 +22,7 @@ def _link_names(texts: list[str]) -> tuple[LinkName, ...]:
 
 macvtap_app = _group("Macvtaps: the links a guest's NIC can be.")
 macvlan_app = _group("Macvlans: links of the host's own on another's wire.")
-vlan_app = _group("VLANs of an interface (802.1Q).")
+vlan_app = _group("VLANs of an interface (802.1Q, 802.1ad).")
 
 _Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Their names.", show_default=False)]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name.", show_default=False)]
@@ -55,6 +55,7 @@ _SourceMacs = Annotated[
 def add_macvtap(
     names: _Names,
     parent: _Parent,
+    outer_protocol: options.OuterOption = None,
     mode: options.ModeOption = None,
     mac: options.MacOption = None,
     mtu: options.MtuOption = None,
@@ -71,7 +72,7 @@ def add_macvtap(
     from guestnet.plan.hostlink import Wanted
 
     wanted = Wanted(
-        kind=Kind.MACVTAP, names=_link_names(names), parent=parent, mode=mode, mac=mac, mtu=mtu,
+        kind=Kind.MACVTAP, names=_link_names(names), parent=parent, outer=outer_protocol, mode=mode, mac=mac, mtu=mtu,
         multicast=multicast, up=not down,
     )  # fmt: skip
     _add(wanted, netns, dry_run=dry_run, json=json)
@@ -81,6 +82,7 @@ def add_macvtap(
 def add_macvlan(
     names: _Names,
     parent: _Parent,
+    outer_protocol: options.OuterOption = None,
     mode: _MacvlanMode = None,
     source_mac: _SourceMacs = None,
     mac: options.MacOption = None,
@@ -97,7 +99,7 @@ def add_macvlan(
     from guestnet.plan.hostlink import Wanted
 
     wanted = Wanted(
-        kind=Kind.MACVLAN, names=_link_names(names), parent=parent, mode=mode, mac=mac, mtu=mtu,
+        kind=Kind.MACVLAN, names=_link_names(names), parent=parent, outer=outer_protocol, mode=mode, mac=mac, mtu=mtu,
         source_macs=tuple(source_mac or ()), up=not down,
     )  # fmt: skip
     _add(wanted, netns, dry_run=dry_run, json=json)
@@ -110,6 +112,8 @@ def add_vlan(
     ] = None,
     parent: Annotated[str | None, typer.Option("--parent", metavar="IFACE", help="The link it is a VLAN of.")] = None,
     vlan: options.VlanOption = None,
+    protocol: options.ProtocolOption = None,
+    outer_protocol: options.OuterOption = None,
     mac: options.MacOption = None,
     mtu: options.MtuOption = None,
     netns: _Into = None,
@@ -117,11 +121,18 @@ def add_vlan(
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Make a VLAN: NIC.VID, or one of any name with --parent NIC --vlan VID."""
+    """Make a VLAN: NIC.VID, or one of any name with --parent NIC --vlan VID.
+
+    A missing VLAN of the parent (NIC.VID.VID) is made. Where NIC.VID is too long for the kernel, the VLAN gets a short
+    name, and NIC.VID as another one.
+    """
     from guestnet.plan.hostlink import Wanted, vlan_words
 
     link, nic, number = vlan_words(name, parent, vlan)
-    wanted = Wanted(kind=Kind.VLAN, names=(link,), parent=nic, vlan=number, mac=mac, mtu=mtu, up=not down)
+    wanted = Wanted(
+        kind=Kind.VLAN, names=(link,), parent=nic, vlan=number, protocol=protocol or VlanProtocol.DOT1Q,
+        outer=outer_protocol, mac=mac, mtu=mtu, up=not down,
+    )  # fmt: skip
     _add(wanted, netns, dry_run=dry_run, json=json)
 
 

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from guestnet.errors import UsageError
-from guestnet.model import Backend, Bandwidth, LinkName, LinkState, Mac, Mode, Multicast, Request, vlan_id
+from guestnet.model import (
+    Backend,
+    Bandwidth,
+    LinkName,
+    LinkState,
+    Mac,
+    Mode,
+    Multicast,
+    Request,
+    VlanProtocol,
+    vlan_id,
+)
 
 _DIGITS = 18  # enough for a count of anything, and few enough for any integer of libvirt's
 
@@ -114,6 +125,10 @@ Connect = Annotated[
     str | None,
     typer.Option("--connect", "-c", metavar="URI", help="libvirt's URI; LIBVIRT_DEFAULT_URI, else qemu:///system."),
 ]
+NoHook = Annotated[
+    bool,
+    typer.Option("--no-hook", help="Do without libvirt's hook: make the link now, also where the guest does not run."),
+]
 Live = Annotated[bool, typer.Option("--live", help="Now, where it runs. Neither given: both.")]
 Config = Annotated[bool, typer.Option("--config", help="From its next start on.")]
 Timeout = Annotated[
@@ -151,6 +166,17 @@ MtuOption = Annotated[
 ]
 VlanOption = Annotated[
     int | None, typer.Option("--vlan", metavar="VID", parser=vlan_id, help="The VLAN ID on that parent, 1 to 4094.")
+]
+OuterOption = Annotated[
+    VlanProtocol | None,
+    typer.Option(
+        "--outer-protocol", metavar="802.1Q|802.1ad", parser=VlanProtocol.parse,
+        help="The protocol of the parent's outermost VLAN, the one on the NIC.  [802.1Q]",
+    ),
+]  # fmt: skip
+ProtocolOption = Annotated[
+    VlanProtocol | None,
+    typer.Option("--protocol", metavar="802.1Q|802.1ad", parser=VlanProtocol.parse, help="Its protocol.  [802.1Q]"),
 ]
 MulticastOption = Annotated[
     Multicast | None,

@@ -9,7 +9,7 @@ import typer
 from guestnet import machine, report, templates
 from guestnet.cli import options
 from guestnet.errors import UsageError
-from guestnet.model import Backend, LinkName, Mode, Request
+from guestnet.model import Backend, Mode, Request
 
 xml_app = typer.Typer(
     rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -32,6 +32,7 @@ def interface(
         typer.Argument(metavar="GUEST", help="Whose NIC it is: the MAC is made from the name.", show_default=False),
     ] = None,
     vlan: options.VlanOption = None,
+    outer_protocol: options.OuterOption = None,
     mode: options.ModeOption = None,
     mac: options.MacOption = None,
     ifname: options.IfnameOption = None,
@@ -50,9 +51,9 @@ def interface(
     if guest is None and mac is None:
         raise UsageError("the MAC is made from the name of the guest, and none was given", hint="give GUEST, or --mac")
     requests = options.requests(
-        [parent], [mac] if mac else None, [ifname] if ifname else None, vlan=vlan, mode=mode, backend=backend,
-        model=model, queues=queues, mtu=mtu, multicast=None, link=link, boot_order=boot_order, inbound=inbound,
-        outbound=outbound,
+        [parent], [mac] if mac else None, [ifname] if ifname else None, vlan=vlan, outer=outer_protocol, mode=mode,
+        backend=backend, model=model, queues=queues, mtu=mtu, multicast=None, link=link, boot_order=boot_order,
+        inbound=inbound, outbound=outbound,
     )  # fmt: skip
     own = {backend or Backend.MACVTAP: templates.read_own(template)} if template is not None else {}
     _, [text] = _interfaces(requests, guest or "", own)
@@ -67,6 +68,7 @@ def domain(
         typer.Option("--parent", metavar="IFACE[.VID]", help="The link of a NIC; several give several NICs."),
     ] = None,
     vlan: options.VlanOption = None,
+    outer_protocol: options.OuterOption = None,
     memory: Annotated[
         int | None,
         typer.Option("--memory", metavar="MIB", parser=options.number("a size in MiB"), help="Memory, in MiB.  [1024]"),
@@ -116,8 +118,8 @@ def domain(
         raise UsageError(f"{virt_type!r} is not one of kvm, qemu", hint="qemu runs anywhere, kvm is fast")
     xml.check_name(name, "guest")
     requests = options.requests(
-        parents, mac, ifname, vlan=vlan, mode=mode, backend=backend, model=model, queues=queues, mtu=mtu,
-        multicast=multicast, link=link, boot_order=boot_order, inbound=inbound, outbound=outbound,
+        parents, mac, ifname, vlan=vlan, outer=outer_protocol, mode=mode, backend=backend, model=model, queues=queues,
+        mtu=mtu, multicast=multicast, link=link, boot_order=boot_order, inbound=inbound, outbound=outbound,
     )  # fmt: skip
     nics, texts = _interfaces(requests, name, {})
     root = xml.build_domain(
@@ -128,7 +130,8 @@ def domain(
     )  # fmt: skip
     _print(xml.text_of(root), json_wanted=json)
     if parents and backend is not Backend.DIRECT:
-        again = shlex.join([name, *(word for nic in nics for word in ("--parent", nic.parent))])
+        words = [name, *(word for nic in nics for word in ("--parent", nic.parent))]
+        again = shlex.join([*words, *(("--outer-protocol", outer_protocol) if outer_protocol is not None else ())])
         report.note(f"its macvtaps are made by: guestnet attach {again}, after virsh define")
 
 
@@ -144,8 +147,9 @@ def network(
 ) -> None:
     """Print a <network> that pools parents for type='network' NICs of libvirt's own."""
     from guestnet.guest import xml
+    from guestnet.plan.unseen import device_unseen
 
-    parents = dict.fromkeys(LinkName(one) for one in parent)
+    parents = dict.fromkeys(device_unseen(one) for one in parent)
     data = templates.read("network.xml") if template is None else templates.read_own(template)
     root = xml.build_network(data, name=name, parents=parents, mode=mode or Mode.BRIDGE)
     _print(xml.text_of(root), json_wanted=json)

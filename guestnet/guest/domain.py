@@ -81,6 +81,11 @@ def check_uri(uri: str) -> None:
     raise UsageError(f"the connection {uri} {why}", hint=hint)
 
 
+def is_usual(uri: str) -> bool:
+    """Whether no other socket is named than that of the libvirt which reads its files where we read ours."""
+    return not urlsplit(uri).query
+
+
 @contextmanager
 def _refusals(what: str, uri: str = "", hint: str = "") -> Iterator[None]:
     try:
@@ -162,6 +167,7 @@ class Domain:
         self._connection = connection
         self._domain = domain
         self.name: str = domain.name()
+        self.uuid: str = domain.UUIDString()
 
     def snapshot(self, *, secrets: bool = True) -> Guest:
         """What libvirt says of it now; its configuration with passwords, so that it can be written back, or without."""
@@ -176,9 +182,23 @@ class Domain:
         if state == libvirt.VIR_DOMAIN_PAUSED:
             unfit = _UNFIT_PAUSES.get(reason, "")
         return Guest(
-            name=self.name, uuid=self._domain.UUIDString(), state=_STATES.get(state, "unknown"), live=live,
+            name=self.name, uuid=self.uuid, state=_STATES.get(state, "unknown"), live=live,
             config=config, unfit=unfit,
         )  # fmt: skip
+
+    def settle(self) -> None:
+        """Wait until libvirt has done with this guest what it was asked before, if only by a program that was killed.
+
+        It goes on with a request whose caller is gone; what changes a guest waits for its turn (virDomainObjBeginJob),
+        so this asks for a change that is none. Raises TimedOutError after libvirt's own 30 s.
+        """
+        flags = libvirt.VIR_DOMAIN_AFFECT_CURRENT
+        with _refusals(f"{self.name}: waiting for libvirt"):
+            try:
+                self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, f"{NAMESPACE}:none", flags)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                    raise
 
     def attach(self, xml: str, *, live: bool, config: bool) -> None:
         """Plug the <interface> in, now and in the configuration as asked."""

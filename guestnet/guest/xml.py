@@ -5,6 +5,8 @@ The elements are those of libvirt's formatdomain and formatnetwork pages. The el
     <guestnet:attachments xmlns:guestnet="urn:guestnet:domain:1">
       <guestnet:nic mac="…" parent="ens3.11" mode="bridge" ifname="gn…" backend="macvtap" multicast="all" mtu="1400"/>
     </guestnet:attachments>
+
+``parent`` is the name a person gave it. ``outer`` is there where the VLAN on the NIC is not 802.1Q: outer="802.1ad".
 """
 
 import re
@@ -16,7 +18,18 @@ from typing import Any
 from lxml import etree
 
 from guestnet.errors import ConflictError, UsageError
-from guestnet.model import Attachment, Backend, Bandwidth, LinkName, LinkState, Mac, Mode, Multicast
+from guestnet.model import (
+    Attachment,
+    Backend,
+    Bandwidth,
+    LinkName,
+    LinkState,
+    Mac,
+    Mode,
+    Multicast,
+    ParentName,
+    VlanProtocol,
+)
 
 NAMESPACE = "urn:guestnet:domain:1"
 """The namespace of our element in a domain's <metadata>."""
@@ -94,23 +107,26 @@ class Record:
     backend: Backend
     multicast: Multicast
     mtu: int | None = None
+    outer: VlanProtocol = VlanProtocol.DOT1Q
 
 
 def record(wanted: Attachment) -> Record:
     """The part of an attachment that goes into the metadata."""
     return Record(
         mac=wanted.mac, parent=wanted.parent, mode=wanted.mode, ifname=wanted.ifname, backend=wanted.backend,
-        multicast=wanted.multicast, mtu=wanted.mtu,
+        multicast=wanted.multicast, mtu=wanted.mtu, outer=wanted.outer,
     )  # fmt: skip
 
 
 def interfaces(domain: str) -> tuple[Interface, ...]:
     """The NICs of a domain XML, in their order."""
     root = parse(domain, "the domain XML")
-    return tuple(_interface(element) for element in root.findall("./devices/interface"))
+    return tuple(read_interface(element) for element in root.findall("./devices/interface"))
 
 
-def _interface(element: Any) -> Interface:
+def read_interface(element: Any) -> Interface:
+    """What an <interface> element of libvirt's says."""
+
     def of(path: str, name: str) -> str:
         found = element.find(path)
         return "" if found is None else str(found.get(name) or "")
@@ -166,7 +182,7 @@ def build_interface(wanted: Attachment, template: bytes) -> Any:
     _child(root, "mac").set("address", wanted.mac)
     if wanted.backend is Backend.DIRECT:
         source = _child(root, "source")
-        source.set("dev", wanted.parent)
+        source.set("dev", wanted.device or wanted.parent)
         source.set("mode", wanted.mode.libvirt)
     else:
         target = _child(root, "target")
@@ -240,19 +256,25 @@ def interface_element(domain: str, mac: str) -> Any:
     return None
 
 
+def interface_again(domain: str, mac: str) -> str:
+    """The <interface> with that MAC as text, to be plugged in once more: in the slot it had, and on the same link,
+    unless libvirt makes that itself. UsageError where there is none."""
+    element = interface_element(domain, mac)
+    if element is None:
+        raise UsageError(f"the domain XML has no NIC {mac}")
+    target = element.find("target")
+    if element.get("type") == "direct" and target is not None:
+        element.remove(target)
+    return text_of(element)
+
+
 def records(domain: str, guest: str) -> tuple[Record, ...]:
     """The NICs our metadata element in a domain XML speaks of; none where there is no such element.
 
     Raises ConflictError, naming the guest, when the element is not what we write.
     """
     try:
-        element = parse(domain, f"the XML of {guest}").find(_OURS)
-        if element is None:
-            return ()
-        nics = element.findall(f"{{{NAMESPACE}}}nic")
-        if len(nics) > _NICS_LARGEST:
-            raise UsageError(f"it names {len(nics)} NICs")
-        return tuple(_record(nic) for nic in nics)
+        return tuple(read_record(nic) for nic in record_elements(parse(domain, f"the XML of {guest}")))
     except (UsageError, ValueError) as error:
         raise ConflictError(
             f"the guestnet metadata of {guest} is damaged: {str(error)[:_MESSAGE_LONGEST]}",
@@ -260,7 +282,17 @@ def records(domain: str, guest: str) -> tuple[Record, ...]:
         ) from None
 
 
-def _record(nic: Any) -> Record:
+def record_elements(domain: Any) -> list[Any]:
+    """Our <guestnet:nic> elements in a <domain>. Raises UsageError for more than any guest has NICs."""
+    element = domain.find(_OURS)
+    nics: list[Any] = [] if element is None else element.findall(f"{{{NAMESPACE}}}nic")
+    if len(nics) > _NICS_LARGEST:
+        raise UsageError(f"it names {len(nics)} NICs")
+    return nics
+
+
+def read_record(nic: Any) -> Record:
+    """The record that a <guestnet:nic> element is. Raises UsageError or ValueError for what we never write."""
     for name in ("mac", "parent", "mode", "backend", "multicast"):
         if name not in nic.attrib:
             raise UsageError(f"a NIC in it has no {name}")
@@ -270,12 +302,13 @@ def _record(nic: Any) -> Record:
     ifname = nic.attrib.get("ifname", "")
     return Record(
         mac=Mac(nic.attrib["mac"]),
-        parent=str(LinkName(nic.attrib["parent"])),
+        parent=str(ParentName(nic.attrib["parent"])),
         mode=Mode.parse(nic.attrib["mode"]),
         ifname=str(LinkName(ifname)) if ifname else "",
         backend=Backend(nic.attrib["backend"]),
         multicast=Multicast(nic.attrib["multicast"]),
         mtu=int(mtu) if mtu is not None else None,
+        outer=VlanProtocol(nic.get("outer", VlanProtocol.DOT1Q)),
     )
 
 
@@ -293,6 +326,8 @@ def metadata(nics: Iterable[Record]) -> str | None:
         element.set("multicast", nic.multicast.value)
         if nic.mtu is not None:
             element.set("mtu", str(nic.mtu))
+        if nic.outer is not VlanProtocol.DOT1Q:
+            element.set("outer", nic.outer.value)
     return etree.tostring(root, encoding="unicode")
 
 

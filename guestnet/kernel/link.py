@@ -25,12 +25,9 @@ from guestnet.kernel.netlink import (
     attributes,
     nested,
 )
-from guestnet.model import GROUP, Counters, Kind, Link, Mac, Mode, NewLink
+from guestnet.model import ADDR_GEN_MODE_NONE, GROUP, Counters, Kind, Link, Mac, Mode, NewLink, VlanProtocol
 
-ADDR_GEN_MODE_NONE = 1
-"""Link.addrgenmode of a link to which the kernel gives no IPv6 address by itself (enum in6_addr_gen_mode)."""
-
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWLINK, _DELLINK, _GETLINK, _NEWLINKPROP = 16, 17, 18, 108
 _GETNSID, _NETNSA_NSID, _NETNSA_FD = 90, 1, 3
 _GETADDR, _IFA_F_PERMANENT, _RT_SCOPE_LINK = 22, 0x80, 253
 _DELQDISC, _TC_ROOT, _TC_INGRESS = 37, 0xFFFFFFFF, 0xFFFFFFF1
@@ -41,7 +38,9 @@ _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND = 1, 2, 4
 _MACVLAN_MODE, _MACVLAN_FLAGS, _MACVLAN_MACADDR_MODE, _MACVLAN_MACADDR, _MACVLAN_MACADDR_DATA = 1, 2, 3, 4, 5
 _MACVLAN_BC_QUEUE_LEN = 7
 _MACADDR_SET = 3
-_VLAN_ID, _VLAN_PROTOCOL = 1, 5
+_VLAN_ID, _VLAN_FLAGS, _VLAN_PROTOCOL = 1, 2, 5
+_VLAN_FLAG_REORDER_HDR = 1
+_BR_VLAN_FILTERING = 7
 _INET6_ADDR_GEN_MODE = 8
 _SKIP_STATS = 1 << 3
 _IFF_UP, _IFF_LOOPBACK, _IFF_ALLMULTI, _IFF_LOWER_UP = 0x1, 0x8, 0x200, 0x10000
@@ -52,11 +51,13 @@ _IFADDR = struct.Struct("=BBBBI")
 _TCMSG = struct.Struct("=BxxxiIII")
 _STATS = struct.Struct("=8Q")
 _U32 = struct.Struct("=I")
+_VLAN_FLAG_BITS = struct.Struct("=II")
 
 _MODES = {Mode.PRIVATE: 1, Mode.VEPA: 2, Mode.BRIDGE: 4, Mode.PASSTHRU: 8, Mode.SOURCE: 16}
 _MODE_NAMES = {number: mode for mode, number in _MODES.items()}
 _OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
-_PROTOCOLS = {0x8100: "802.1Q", 0x88A8: "802.1ad"}
+_PROTOCOLS = {0x8100: VlanProtocol.DOT1Q, 0x88A8: VlanProtocol.DOT1AD}
+_ETHERTYPES = {protocol: number for number, protocol in _PROTOCOLS.items()}
 
 _IPV6 = "/proc/sys/net/ipv6/conf"
 
@@ -104,6 +105,12 @@ class Links(Closes):
             return error.errno != errno.EOPNOTSUPP
         return True
 
+    def check_support(self, kinds: Iterable[Kind]) -> None:
+        """Raise GuestnetError where this kernel makes no links of one of these kinds."""
+        for kind in dict.fromkeys(kinds):
+            if not self.supports(kind):
+                raise no_support(kind)
+
     def add(self, new: NewLink, parent: int, *, into: int | None = None, index: int | None = None) -> None:
         """Make a link, down and with our group mark, on the lower link ``parent``.
 
@@ -125,6 +132,23 @@ class Links(Closes):
         """Say in the link's ifalias whose it is, and in its group that it is ours."""
         # without closing zero, which the kernel would count: 255 bytes is all it takes (dev_set_alias, net/core/dev.c)
         self._change(link, attribute(_IFALIAS, alias.encode()), attribute(_GROUP, GROUP))
+
+    def call_also(self, link: Link, altname: str) -> None:
+        """Give the link an alternative name (RTM_NEWLINKPROP, Linux 5.5); nothing to do where it is this very link's.
+
+        None can be given at creation. Names and alternative names share one space: ConflictError where it is taken.
+        """
+        payload = _IFINFO.pack(socket.AF_UNSPEC, 0, link.index, 0, 0)
+        payload += nested(_PROP_LIST, attribute(_ALT_IFNAME, altname))
+        try:
+            self._rtnl.request(_NEWLINKPROP, payload, flags=NLM_F_CREATE | NLM_F_EXCL)
+        except NetlinkError as error:
+            if error.errno == errno.EEXIST and any(
+                one.index == link.index and altname in one.altnames for one in self.all()
+            ):
+                return
+            with _refusals(f"the name {altname} for {link.name}"):
+                raise
 
     def quiet(self, link: Link) -> None:
         """Keep the host's own IPv6 off the link: no link-local address, no router solicitation, no autoconf.
@@ -268,7 +292,13 @@ class Links(Closes):
 
 def _info_data(new: NewLink) -> list[bytes]:
     if new.kind is Kind.VLAN:
-        return [attribute(_VLAN_ID, struct.pack("=H", new.vlan))]
+        # with REORDER_HDR off a frame that the guest tagged itself leaves with its tag in place of ours
+        # (vlan_dev_hard_start_xmit, net/8021q/vlan_dev.c)
+        return [
+            attribute(_VLAN_ID, struct.pack("=H", new.vlan)),
+            attribute(_VLAN_PROTOCOL, struct.pack("!H", _ETHERTYPES[new.protocol])),
+            attribute(_VLAN_FLAGS, _VLAN_FLAG_BITS.pack(_VLAN_FLAG_REORDER_HDR, _VLAN_FLAG_REORDER_HDR)),
+        ]
     mode = new.mode or Mode.BRIDGE
     return [attribute(_MACVLAN_MODE, _MODES[mode]), *_source_list(mode, new.source_macs)]
 
@@ -301,6 +331,11 @@ def _refusals(what: str, kind: Kind | None = None) -> Iterator[None]:
                 ) from error
             case errno.ENODEV | errno.ENOENT:
                 raise NotFoundError(f"{what}: the link is gone") from error
+            case errno.EMLINK:
+                raise ConflictError(
+                    f"{what}: too many links stand on one another, the kernel takes 8 (MAX_NEST_DEV)",
+                    hint="leave some of the VLANs out",
+                ) from error
             case errno.EOPNOTSUPP if kind is not None:
                 raise no_support(kind) from error
             case _:
@@ -327,6 +362,7 @@ def _link(message: bytes) -> Link:
     mode = vlan = None
     macvlan_flags = 0
     protocol = ""
+    reorder_hdr, vlan_filtering = True, False
     bcqueuelen = None
     sources: tuple[str, ...] = ()
     addrgenmode = None
@@ -343,6 +379,11 @@ def _link(message: bytes) -> Link:
             data = attributes(info[_INFO_DATA])
             (vlan,) = struct.unpack("=H", data[_VLAN_ID])
             protocol = _PROTOCOLS.get(int.from_bytes(data[_VLAN_PROTOCOL], "big"), "?")
+            # the attribute is left out where no flag is set (vlan_fill_info, net/8021q/vlan_netlink.c)
+            flags_set, _ = _VLAN_FLAG_BITS.unpack(data.get(_VLAN_FLAGS, bytes(8)))
+            reorder_hdr = bool(flags_set & _VLAN_FLAG_REORDER_HDR)
+        elif kind == "bridge":
+            vlan_filtering = any(attributes(info[_INFO_DATA]).get(_BR_VLAN_FILTERING, b""))
     if _AF_SPEC in found:
         inet6 = attributes(found[_AF_SPEC]).get(socket.AF_INET6)
         if inet6:
@@ -387,6 +428,8 @@ def _link(message: bytes) -> Link:
         source_macs=sources,
         vlan=vlan,
         vlan_protocol=protocol,
+        reorder_hdr=reorder_hdr,
+        vlan_filtering=vlan_filtering,
         counters=counters,
     )
 

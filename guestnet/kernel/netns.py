@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -10,12 +11,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from guestnet.errors import NotFoundError, NotPermittedError, UsageError
+from guestnet.errors import ConflictError, NotFoundError, NotPermittedError, UsageError
 
 DIRECTORY = Path("/run/netns")
 """Where ip-netns(8) binds a namespace to its name."""
 
 _CLONE_NEWNET = 0x40000000
+_MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _T = TypeVar("_T")
 
@@ -46,6 +48,76 @@ def opened(name: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def exists(name: str) -> bool:
+    """Whether there is a network namespace of that name: an empty file is none."""
+    return os.path.ismount(DIRECTORY / name)
+
+
+def make(name: str, prepare: Callable[[], None], *, over_leftover: bool = False) -> None:
+    """Make a network namespace and give it that name, after ``prepare`` has run inside it.
+
+    So one that has a name is always prepared; whatever is made before that goes with its maker. Raises ConflictError
+    where the name is taken; ``over_leftover`` takes the empty file that a maker left who was killed.
+    """
+    path = DIRECTORY / name
+    _make_directory()
+    if exists(name) or (path.exists() and not over_leftover):
+        raise ConflictError(f"there is a network namespace {name} already", hint="`ip netns list` shows them")
+
+    def inside() -> None:
+        _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+        prepare()
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o000))
+        try:
+            _mount(b"/proc/thread-self/ns/net", path, _MS_BIND)
+        except BaseException:
+            path.unlink()
+            raise
+
+    _in_thread(inside)
+
+
+def remove(name: str) -> None:
+    """Take the name off a network namespace; the kernel deletes it with its last process. One that is gone is no error.
+
+    The links in it go a little later, by themselves: delete first those whose going has to be seen.
+    """
+    path = DIRECTORY / name
+    if exists(name):
+        _check(_libc.umount2(bytes(path), _MNT_DETACH), f"umount {path}")
+    path.unlink(missing_ok=True)
+
+
+def _make_directory() -> None:
+    """Make the directory of the names as ip-netns(8) does: a mount that all mount namespaces share, so that a name that
+    is taken off here is not kept alive there."""
+    DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            _mount(b"", DIRECTORY, _MS_SHARED | _MS_REC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it is no mount point yet
+                raise
+            _mount(bytes(DIRECTORY), DIRECTORY, _MS_BIND | _MS_REC)
+            _mount(b"", DIRECTORY, _MS_SHARED | _MS_REC)
+    finally:
+        os.close(fd)
+
+
+def _mount(source: bytes, target: Path, flags: int) -> None:
+    _check(_libc.mount(source, bytes(target), b"none", ctypes.c_ulong(flags), None), f"mount {target}")
+
+
+def _check(result: int, what: str) -> None:
+    if result:
+        code = ctypes.get_errno()
+        if code in (errno.EPERM, errno.EACCES):
+            raise NotPermittedError(f"{what}: {os.strerror(code)}", hint="run this as root")
+        raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
 def others() -> Iterator[int]:
@@ -88,16 +160,24 @@ def call(fd: int, function: Callable[[], _T]) -> _T:
     The thread ends with the call, so nothing else of this process ever changes its namespace (setns(2) works on one
     thread). What the function raises is raised here.
     """
+
+    def inside() -> _T:
+        if _libc.setns(fd, _CLONE_NEWNET):
+            code = ctypes.get_errno()
+            if code == errno.EPERM:
+                raise NotPermittedError("only root may enter another network namespace", hint="run this as root")
+            raise OSError(code, f"setns: {os.strerror(code)}")
+        return function()
+
+    return _in_thread(inside)
+
+
+def _in_thread(function: Callable[[], _T]) -> _T:
     outcome: list[_T] = []
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
-            if _libc.setns(fd, _CLONE_NEWNET):
-                code = ctypes.get_errno()
-                if code == errno.EPERM:
-                    raise NotPermittedError("only root may enter another network namespace", hint="run this as root")
-                raise OSError(code, f"setns: {os.strerror(code)}")
             outcome.append(function())
         except BaseException as error:  # carried to the caller's thread, whatever it is
             failure.append(error)

@@ -8,6 +8,7 @@ gone when it is closed (Linux 5.2; the namespace is taken in sysfs_init_fs_conte
 import ctypes
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from guestnet.errors import GuestnetError, NotPermittedError
 
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same on every architecture
 _CLOEXEC, _CMD_CREATE = 1, 6
+_MOUNTED = "/sys"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -31,17 +33,41 @@ def _syscall(number: int, *arguments: Any) -> int:
 
 @contextmanager
 def opened() -> Iterator[int]:
-    """A directory fd of the root of sysfs, of the network namespace this thread is in."""
-    context = _syscall(_FSOPEN, b"sysfs", ctypes.c_uint(_CLOEXEC))
+    """A directory fd of the root of sysfs, of the network namespace this thread is in.
+
+    Where this user may mount none it is /sys, if that shows the same interfaces as the kernel lists here.
+    """
     try:
-        _syscall(_FSCONFIG, context, ctypes.c_uint(_CMD_CREATE), None, None, 0)
-        mount = _syscall(_FSMOUNT, context, ctypes.c_uint(_CLOEXEC), ctypes.c_uint(0))
-    finally:
-        os.close(context)
+        mount = _mount()
+    except NotPermittedError:
+        mount = os.open(_MOUNTED, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not _is_of_this_namespace(mount):
+            os.close(mount)
+            raise
     try:
         yield mount
     finally:
         os.close(mount)
+
+
+def _mount() -> int:
+    context = _syscall(_FSOPEN, b"sysfs", ctypes.c_uint(_CLOEXEC))
+    try:
+        _syscall(_FSCONFIG, context, ctypes.c_uint(_CMD_CREATE), None, None, 0)
+        return _syscall(_FSMOUNT, context, ctypes.c_uint(_CLOEXEC), ctypes.c_uint(0))
+    finally:
+        os.close(context)
+
+
+def _is_of_this_namespace(root: int) -> bool:
+    """Whether a sysfs has the interfaces of this thread's namespace, each with its ifindex (if_nameindex(3))."""
+    directory = os.open("class/net", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+    try:
+        names = [name for name in os.listdir(directory) if exists(directory, f"{name}/ifindex")]
+    finally:
+        os.close(directory)
+    shown = {(int(read(root, f"class/net/{name}/ifindex") or 0), name) for name in names}
+    return shown == set(socket.if_nameindex())
 
 
 def read(root: int, path: str) -> str | None:

@@ -6,6 +6,7 @@ own namespace, and every fd is asked who it is before it is handed on.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -13,16 +14,19 @@ import re
 import stat
 import struct
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
 from guestnet.closes import Closes
 from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError, UsageError
 from guestnet.kernel import netns, sysfs
-from guestnet.model import QUEUES_MAX, Link, LinkName, Mac
+from guestnet.model import QUEUES_MAX, Kind, Link, LinkName, Mac
 
 DEV = "/dev"
 
@@ -31,6 +35,16 @@ _TUNGETIFF, _TUNSETIFF, _TUNSETVNETHDRSZ = 0x800454D2, 0x400454CA, 0x400454D8
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x2, 0x1000, 0x4000, 0x100
 _SIOCGIFHWADDR = 0x8927
 _IFREQ = struct.Struct("=16sH22x")
+_AGAIN = 0.02  # seconds between two looks at a process that does not let itself be seen
+_UNSEEN = 1.0  # seconds it gets
+_PIDFD_GETFD = 438  # the same on every architecture
+
+# struct statx (include/uapi/linux/stat.h): stx_mode, stx_rdev_major, stx_rdev_minor
+_STATX = struct.Struct("=28xH98xII120x")
+_AT_FDCWD, _AT_STATX_DONT_SYNC, _STATX_TYPE = -100, 0x4000, 0x1
+_NO_NODE = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.ECONNABORTED})
+"""What a file says that was closed meanwhile, or whose file system is another user's (FUSE), broken or gone."""
+_libc = ctypes.CDLL(None, use_errno=True)
 _VNET_MODELS = ("virtio", "e1000e", "igb", "vmxnet3")
 
 
@@ -125,21 +139,116 @@ def remove_node(tap: TapDevice) -> None:
         os.unlink(tap.path)
 
 
-def holders(tap: TapDevice) -> tuple[int, ...]:
-    """The processes that have the device open, by their fds (proc(5)). A process that ends meanwhile is left out."""
-    found = []
-    for pid in (entry for entry in os.listdir("/proc") if entry.isdigit()):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that has a macvtap open, and its name (proc(5), comm)."""
+
+    pid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name})"
+
+
+def held(links: Iterable[Link], *, namespace: int | None = None) -> dict[int, tuple[Holder, ...]]:
+    """The processes that have the macvtaps among these links open, by ifindex; a link that goes meanwhile is left out.
+
+    Raises what ``holders`` raises.
+    """
+    devices: dict[int, TapDevice] = {}
+    for link in links:
+        if link.kind == Kind.MACVTAP:
+            with contextlib.suppress(ConflictError):
+                devices[link.index] = device_of(link, namespace=namespace)
+    found = holders(*devices.values())
+    return {index: found[device.rdev] for index, device in devices.items() if device.rdev in found}
+
+
+def holders(*taps: TapDevice) -> dict[int, tuple[Holder, ...]]:
+    """The processes that have these devices open, by device number (proc(5), /proc/PID/fd); one that ends meanwhile is
+    left out.
+
+    An fd whose macvtap was deleted under it does not count: the kernel gives its number to the next one. Raises
+    NotPermittedError where a process does not let itself be looked at; init may, it runs no guest.
+    """
+    wanted = {tap.rdev for tap in taps}
+    found: dict[int, dict[int, Holder]] = {}
+    todo = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()] if wanted else []
+    never, deadline = threading.Event(), time.monotonic() + _UNSEEN
+    while todo:
+        unseen = []
+        for pid in todo:
+            try:
+                for rdev in _open_devices(pid, wanted):
+                    name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+                    found.setdefault(rdev, {})[pid] = Holder(pid=pid, name=name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            except PermissionError:
+                if pid != 1:
+                    unseen.append(pid)
+        # a child of such an init is like it until it has become another program
+        if unseen and time.monotonic() > deadline:
+            raise NotPermittedError(f"the open files of process {unseen[0]} cannot be seen", hint="run this as root")
+        todo = unseen
+        if todo:
+            never.wait(_AGAIN)
+    return {rdev: tuple(those.values()) for rdev, those in found.items()}
+
+
+def _open_devices(pid: int, wanted: set[int]) -> set[int]:
+    """Which of these devices a process has open. Raises PermissionError where the process cannot be looked at."""
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{fd}"
         try:
-            fds = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
+            # a node may lie anywhere, and in another mount namespace /dev/tapN is seen as /tapN
+            rdev = _character_device(path) if os.readlink(path).startswith("/") else None
+        except FileNotFoundError:  # closed meanwhile
             continue
-        for fd in fds:
-            with contextlib.suppress(OSError):
-                now = os.stat(f"/proc/{pid}/fd/{fd}")
-                if stat.S_ISCHR(now.st_mode) and now.st_rdev == tap.rdev:
-                    found.append(int(pid))
-                    break
-    return tuple(found)
+        if rdev in wanted and not _is_severed(pid, int(fd)):
+            found.add(rdev)
+    return found
+
+
+def _character_device(path: str) -> int | None:
+    """The device number of an open file; None where it is no character device.
+
+    Asks no server and no FUSE daemon (AT_STATX_DONT_SYNC, statx(2)): a dead one would hold up whoever waits for the
+    lock of this host. Raises PermissionError where it is the process that cannot be looked at.
+    """
+    now = bytearray(_STATX.size)
+    place = (ctypes.c_char * _STATX.size).from_buffer(now)
+    if _libc.statx(_AT_FDCWD, path.encode(), _AT_STATX_DONT_SYNC, _STATX_TYPE, place) < 0:
+        number = ctypes.get_errno()
+        if number not in _NO_NODE:
+            raise OSError(number, os.strerror(number), path)
+        os.readlink(path)
+        return None
+    mode, major, minor = _STATX.unpack(now)
+    return os.makedev(major, minor) if stat.S_ISCHR(mode) else None
+
+
+def _is_severed(pid: int, fd: int) -> bool:
+    """Whether the macvtap behind a process's fd was deleted. Where the kernel does not let that fd be asked (before
+    Linux 5.6, in a container) it is taken for whole."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        copy = _libc.syscall(ctypes.c_long(_PIDFD_GETFD), process, fd, 0)
+    finally:
+        os.close(process)
+    if copy < 0:
+        return False
+    try:
+        fcntl.ioctl(copy, _TUNGETIFF, bytearray(_IFREQ.size))
+    except OSError as error:
+        return error.errno == errno.ENOLINK
+    finally:
+        os.close(copy)
+    return False
 
 
 def free_index(taken: frozenset[int]) -> int:

@@ -1,4 +1,7 @@
-"""The demo: a lab, `guestnet attach` on a running guest of each of two nodes, and the guests answering each other."""
+"""The demo: a lab, `guestnet attach` on a running guest of each of two nodes, and the guests answering each other.
+
+The guests are put on VLAN 11 of the nodes' NIC where this kernel has VLANs, else on the NIC itself.
+"""
 
 import re
 import shlex
@@ -8,11 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from guestnet.errors import GuestnetError
+from guestnet.kernel.link import Links
 from guestnet.lab.lab import Lab
 from guestnet.lab.node import Node
+from guestnet.model import Kind
 
 ADDRESSES = {"n1": ("203.0.113.1", "2001:db8:71::1"), "n2": ("203.0.113.2", "2001:db8:71::2")}
 """What the guests of the two nodes get on their new NIC: ranges kept for documentation (RFC 5737, RFC 3849)."""
+
+PARENT, VLAN = "nic0", "nic0.11"
 
 _TRIES = 20
 """How often a ping is sent before it counts as unanswered: the first few meet an IPv6 address still being checked."""
@@ -29,15 +36,21 @@ def demo(name: str, say: Callable[[str], None], *, keep: bool = False) -> None:
         with _step("two hosts, a switch between them, a guest on each", say):
             lab.up(nodes=2, guests=1, progress=lambda text: say(f"    {text}"))
         nodes = lab.nodes()
+        with Links() as links:
+            parent = VLAN if links.supports(Kind.VLAN) else PARENT
+        if parent is PARENT:
+            say("* this kernel has no 802.1Q VLANs: the guests go on the NIC itself")
         for node in nodes:
             guest = node.guests[0].name
-            _on_node(node, ("guestnet", "attach", guest, "--parent", "nic0", "--mode", "bridge"), say)
+            _on_node(node, ("guestnet", "attach", guest, "--parent", parent, "--mode", "bridge"), say)
         for node in nodes:
             _give_addresses(node, say)
         for node, other in (nodes, reversed(nodes)):
             for address in ADDRESSES[other.name]:
                 _ping(node, address, say)
         _on_node(nodes[0], ("guestnet", "list"), say)
+        if parent is VLAN:
+            _on_node(nodes[0], ("guestnet", "vlan", "list"), say)
     except BaseException:
         lab.down()
         raise

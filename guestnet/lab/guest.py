@@ -5,6 +5,7 @@ import secrets
 import select
 import shlex
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,10 +57,13 @@ class Guest:
 
         TimedOutError (with the console's last line) if it does not; NotFoundError where the guest does not run.
         """
-        deadline = time.monotonic() + timeout
+        begun = time.monotonic()
+        deadline = begun + timeout
         while True:
+            now = time.monotonic()
+            patience = max(0.5, (now - begun) / 8)  # a slow guest is not asked again while it works on its answer
             try:
-                self._ask(b":", deadline=min(deadline, time.monotonic() + 0.5))
+                self._ask(b":", deadline=min(deadline, now + patience))
                 return
             except TimedOutError:
                 if time.monotonic() >= deadline:
@@ -103,9 +107,13 @@ class Guest:
         mark = secrets.token_hex(8).encode()
         with self._turn(deadline), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as port:
             seconds = max(0, int(deadline - time.monotonic())) + 2  # the guest kills it after we gave up, not before
-            port.settimeout(max(0.01, deadline - time.monotonic()))
+            left = max(0.01, deadline - time.monotonic())
+            # a QEMU that is slow to take the connections of earlier tries makes a blocking connect wait (unix(7));
+            # one with a Python timeout fails at once with EAGAIN
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(int(left * 1e6), 10**6)))
             try:
                 port.connect(str(self.port))
+                port.settimeout(left)
                 # the newline first ends what an interrupted request may have left in the guest's buffer
                 port.sendall(b"\n%s %d %s\n" % (mark, seconds, base64.b64encode(command)))
                 return self._answer(port, mark, deadline)
@@ -113,7 +121,7 @@ class Guest:
                 raise NotFoundError(
                     f"the guest {self.name} does not run", hint=f"start it on {self.node}: virsh start {self.name}"
                 ) from None
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 raise TimedOutError(f"the guest {self.name} did not answer in time") from None
 
     def _answer(self, port: socket.socket, mark: bytes, deadline: float) -> tuple[int, bytes]:

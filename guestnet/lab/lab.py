@@ -17,8 +17,9 @@ from typing import Any
 from guestnet import __version__
 from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError, UsageError
 from guestnet.lab import processes
-from guestnet.lab.image import Image, Progress, cache_directory, image, kvm_works, program, quiet
+from guestnet.lab.image import Image, cache_directory, image, kvm_works
 from guestnet.lab.node import NETNS_DIRECTORY, Node
+from guestnet.lab.programs import Progress, program, quiet
 from guestnet.lab.turn import turn
 from guestnet.undo import Undo
 
@@ -26,7 +27,8 @@ STATE_DIRECTORY = Path("/run/guestnet/lab")
 LOCK_SECONDS = 90.0
 """How long to wait for another ``up`` or ``down`` of the same lab."""
 END_SECONDS = 15.0
-BOOT_SECONDS = 90.0
+BOOT_SECONDS = 240.0
+"""How long guests may take to boot, also inside another emulated machine; one that ended is found at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,14 +106,14 @@ def put_devices(kvm: bool) -> None:
 
 
 def start_devices(own: Path) -> None:
-    """Start the process that keeps /dev/tapN; it hears every event from now on when this returns."""
+    """Start the process that keeps /dev/tapN and the log; it misses nothing from now on when this returns."""
     heard, ready = os.pipe()
     program = Path(__file__).with_name("devices.py")
+    words = (sys.executable, "-I", "-S", str(program), str(ready), str(own / "run/lab/log"))
     with open(own / "devices.log", "wb") as log:
         subprocess.Popen(
-            (sys.executable, "-I", "-S", str(program), str(ready)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            pass_fds=(ready,), start_new_session=True,
-        )  # fmt: skip
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(ready,), start_new_session=True
+        )
     os.close(ready)
     os.read(heard, 1)  # ends when the other end is closed
     os.close(heard)

@@ -17,11 +17,12 @@ from typing import Any
 from guestnet.errors import GuestnetError, NotFoundError, TimedOutError
 from guestnet.lab import mounts
 from guestnet.lab.guest import Guest, domain_xml
-from guestnet.lab.image import SYSTEM_PATH, Image, cache_directory, program
+from guestnet.lab.image import Image, cache_directory
 from guestnet.lab.processes import Homes, lives
+from guestnet.lab.programs import SYSTEM_PATH, program
 
 LIBVIRT_URI = "qemu:///system"
-LIBVIRTD_SECONDS = 30.0
+LIBVIRTD_SECONDS = 90.0
 STATUS_SECONDS = 10.0
 TRY_SECONDS = 0.01
 """Between two looks for a socket that nothing announces."""
@@ -53,6 +54,11 @@ class Node:
     def own(self) -> Path:
         """The directory all the node's files lie in; ``run`` in it is the node's /run."""
         return self.state / self.name
+
+    @property
+    def log(self) -> Path:
+        """What was logged on the node (syslog(3)), seen from outside it; the node sees it as /run/lab/log."""
+        return self.own / "run/lab/log"
 
     @property
     def nics(self) -> tuple[str, ...]:
@@ -135,7 +141,7 @@ class Node:
                 f"the node {self.name} of the lab {self.lab} is not up", hint="guestnet lab status; guestnet lab up"
             )
 
-    def virsh(self, *words: str, input: str | bytes | None = None, timeout: float = 60.0) -> str:
+    def virsh(self, *words: str, input: str | bytes | None = None, timeout: float = 120.0) -> str:
         """What ``virsh`` on this node says; GuestnetError with libvirt's message where it refuses."""
         given: dict[str, Any] = {}
         if input is not None:

@@ -1,15 +1,11 @@
 """The plan of an attach."""
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
-from guestnet.errors import ConflictError, UsageError
+from guestnet.errors import ConflictError, GuestnetError, UsageError
 from guestnet.guest import xml
 from guestnet.model import (
-    GROUP,
     LIVE_MODES,
-    MODELS,
-    QUEUES_MAX,
     Attachment,
     Backend,
     Guest,
@@ -20,12 +16,12 @@ from guestnet.model import (
     Mode,
     Multicast,
     NewLink,
-    Owner,
     Request,
     guest_alias,
 )
 from guestnet.plan.host import Host
 from guestnet.plan.metadata import rewrite_metadata
+from guestnet.plan.nic import check_model
 from guestnet.plan.parent import (
     MTU_MAX,
     Parent,
@@ -36,10 +32,13 @@ from guestnet.plan.parent import (
     describe,
     make_link,
     make_parent,
+    parent_notes,
+    parent_on_record,
     resolve_parent,
 )
-from guestnet.plan.situation import Nic, Situation, nics, scope
-from guestnet.plan.steps import Plug, SetMode, SetMtu, SetUp, Step
+from guestnet.plan.repair import mend_link
+from guestnet.plan.situation import Nic, Situation, is_of_guest, nics, scope
+from guestnet.plan.steps import InstallHook, LinkStep, Plug, SetUp, Step
 
 _WORDS = {
     "mtu": "MTU", "ifname": "interface name", "queues": "count of queues", "boot_order": "boot order",
@@ -67,7 +66,8 @@ def attach(
     """
     live, config = scope(now.guest, live=live, config=config)
     existing = nics(now.guest, now.host)
-    host = now.host
+    host = before = now.host
+    places: list[tuple[object, ...]] = []
     steps: list[Step] = []
     notes: list[str] = []
     wanted: list[Attachment] = []
@@ -79,11 +79,13 @@ def attach(
     for request in requests:
         _check_said(request)
         now = replace(now, host=host)
-        parent = resolve_parent(request.parent, request.vlan, host)
-        ordinal = sum(1 for nic in wanted if nic.parent == parent.name)
-        old = _same_nic(request, parent.name, ordinal, existing)
+        parent = resolve_parent(request.parent, request.vlan, host, request.outer)
+        place = resolve_parent(request.parent, request.vlan, before, request.outer)
+        ordinal = places.count(place.identity)
+        places.append(place.identity)
+        old = _same_nic(request, place, ordinal, existing, before)
         if old is not None:
-            attachment = _kept(request, old, parent, now.guest.name)
+            attachment = _kept(request, old, parent, now.guest.name, here=_is_on(old, place, before))
             missing_live, missing_config = live and old.live is None, config and old.config is None
             if not old.recorded and attachment.backend is Backend.MACVTAP:
                 forgotten.append((attachment, live, config))
@@ -99,6 +101,8 @@ def attach(
         else:
             check_parent(parent, host, mode=attachment.mode if old is None else None)
             made = make_parent(parent)
+        if (now.hook or now.no_hook) and not live and (old is None or old.live is None):
+            made = ()  # its start makes them
         if missing_live or missing_config or attachment.backend is Backend.MACVTAP:
             steps += made
             notes += _parent_notes(parent, made)
@@ -107,6 +111,10 @@ def attach(
             fresh.append((attachment, missing_live, missing_config))
     if any(missing for _, missing, _ in fresh):
         _check_slots(now.guest, [nic for nic, missing, _ in fresh if missing])
+    if now.no_hook and config:
+        steps.append(InstallHook(path=now.no_hook))
+        why = "it makes the links of a guest that starts"
+        notes.append(f"libvirt's hook {now.no_hook} comes with the first configured NIC: {why}")
     steps += _remember(now.guest, [*fresh, *forgotten])
     for nic, into_live, into_config in fresh:
         text = xml.text_of(xml.build_interface(nic, templates[nic.backend]))
@@ -114,25 +122,37 @@ def attach(
     return Attaching(nics=tuple(wanted), steps=tuple(steps), notes=tuple(notes), live=live, config=config)
 
 
-def _same_nic(request: Request, parent: str, ordinal: int, existing: tuple[Nic, ...]) -> Nic | None:
+def _same_nic(request: Request, parent: Parent, ordinal: int, existing: tuple[Nic, ...], host: Host) -> Nic | None:
     if request.mac is not None:
         return next((nic for nic in existing if nic.mac == request.mac), None)
     if request.ifname is not None:
         return next((nic for nic in existing if nic.record.ifname == request.ifname), None)
-    candidates = [nic for nic in existing if nic.record.parent == parent]
+    candidates = [nic for nic in existing if _is_on(nic, parent, host)]
     return candidates[ordinal] if ordinal < len(candidates) else None
 
 
-def _kept(request: Request, old: Nic, parent: Parent, guest: str) -> Attachment:
-    """The attachment as it is. Raises ConflictError where the request says otherwise."""
+def _is_on(nic: Nic, parent: Parent, host: Host) -> bool:
+    """Whether the NIC's parent on record is this one, however either was said."""
+    record = nic.record
+    if record.parent == parent.device:
+        return True
+    try:
+        return parent_on_record(record.parent, record.outer, host).identity == parent.identity
+    except GuestnetError:
+        return record.parent == parent.name
+
+
+def _kept(request: Request, old: Nic, parent: Parent, guest: str, *, here: bool) -> Attachment:
+    """The attachment as it is; ``here`` on that parent. Raises ConflictError where the request says otherwise."""
     record, shown = old.record, old.interface
     kept = Attachment(
         parent=record.parent, mac=record.mac, mode=record.mode, ifname=record.ifname, backend=record.backend,
         model=shown.model, queues=shown.queues, mtu=record.mtu, multicast=record.multicast, link=shown.link,
-        boot_order=shown.boot_order, inbound=shown.inbound, outbound=shown.outbound,
+        boot_order=shown.boot_order, inbound=shown.inbound, outbound=shown.outbound, outer=record.outer,
+        device=parent.device,
     )  # fmt: skip
     detach = f"guestnet detach {guest} {record.mac}"
-    if record.parent != parent.name:
+    if not here:
         raise ConflictError(
             f"the NIC {record.mac} of {guest} is on {record.parent} already, not on {parent.name}",
             hint=f"detach it first: {detach}",
@@ -173,7 +193,7 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
         mac = Mac(parent.base.mac)
     ifname = "" if backend is Backend.DIRECT else str(request.ifname or mac.ifname)
     taken = now.host.find(ifname) if ifname else None
-    mine = taken is not None and _is_this_guests(taken, now.guest, mac)
+    mine = taken is not None and is_of_guest(taken, now.guest, mac)
     # a link that an earlier attach left is no rival of this one
     rivals = replace(now.host, links=tuple(link for link in now.host.links if not (mine and link is taken)))
     check_parent(parent, rivals, mode=mode)
@@ -192,7 +212,7 @@ def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Atta
         queues=request.queues or 1, mtu=mtu,
         multicast=request.multicast or (Multicast.ALL if backend is Backend.MACVTAP else Multicast.FILTERED),
         link=request.link or LinkState.UP, boot_order=request.boot_order, inbound=request.inbound,
-        outbound=request.outbound,
+        outbound=request.outbound, outer=parent.outer, device=parent.device,
     )  # fmt: skip
 
 
@@ -240,21 +260,6 @@ def _check_device(request: Request, backend: Backend, model: str, guest: Guest) 
         )
 
 
-def check_model(model: str, queues: int | None) -> None:
-    """Raise UsageError for a model QEMU has not, for queues out of range, and for queues on a model without."""
-    if model not in MODELS:
-        near = get_close_matches(model, MODELS, n=2)
-        raise UsageError(
-            f"{model!r} is not a NIC model", hint=f"did you mean {near[0]}?" if near else f"one of {', '.join(MODELS)}"
-        )
-    if queues is None:
-        return
-    if not 1 <= queues <= QUEUES_MAX:
-        raise UsageError(f"{queues} queues are not possible", hint=f"1 to {QUEUES_MAX}")
-    if queues > 1 and not model.startswith("virtio"):
-        raise UsageError(f"the model {model} has one queue", hint="leave --queues out, or use --model virtio")
-
-
 def _check_guest_macs(mac: Mac, now: Situation) -> None:
     other = now.other_macs.get(mac)
     if other is not None:
@@ -264,17 +269,11 @@ def _check_guest_macs(mac: Mac, now: Situation) -> None:
             raise ConflictError(f"{mac} is the MAC of another NIC of {now.guest.name}", hint="give another with --mac")
 
 
-def _is_this_guests(link: Link, guest: Guest, mac: str) -> bool:
-    """Whether an attach of this guest made it, one that was killed before it could say so included."""
-    unmarked = link.ours and not link.alias and link.mac == mac
-    return unmarked or (link.owner is Owner.GUEST and link.guest_uuid == guest.uuid)
-
-
-def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
+def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[LinkStep, ...]:
     """The steps that make the macvtap of a NIC; none where it stands. Raises ConflictError where another does."""
     there = now.host.find(nic.ifname)
     new = NewLink(
-        kind=Kind.MACVTAP, name=nic.ifname, parent=parent.name, mode=nic.mode, mac=nic.mac, mtu=nic.mtu,
+        kind=Kind.MACVTAP, name=nic.ifname, parent=parent.device, mode=nic.mode, mac=nic.mac, mtu=nic.mtu,
         multicast=nic.multicast, alias=guest_alias(now.guest.uuid, now.guest.name),
     )  # fmt: skip
     if there is None:
@@ -292,55 +291,39 @@ def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[Step, ...]:
             f"{nic.ifname} has the MAC {there.mac}, the NIC of {now.guest.name} has {nic.mac}: nothing reaches it",
             hint=f"ip link set {nic.ifname} address {nic.mac}",
         )
-    if not _is_this_guests(there, now.guest, nic.mac) or there.kind != "macvtap" or there.mac != nic.mac:
+    if not is_of_guest(there, now.guest, nic.mac) or there.kind != "macvtap" or there.mac != nic.mac:
         raise ConflictError(
             f"the interface name {nic.ifname} is taken by {describe(there, now.host)}",
             hint="choose another with --ifname",
         )
-    if lower is None or lower.name != nic.parent:
+    if lower is None or lower != parent.link:
         raise ConflictError(
             f"{nic.ifname} is {describe(there, now.host)}, not on {nic.parent}",
             hint=f"guestnet detach {now.guest.name} {nic.mac}, then attach it again",
         )
-    steps: list[Step] = list(make_parent(parent))
-    if there.mode is not nic.mode:
-        steps.append(SetMode(name=nic.ifname, mode=nic.mode))
-    if nic.mtu is not None and there.mtu != nic.mtu:
-        steps.append(SetMtu(name=nic.ifname, mtu=nic.mtu))
-    if not there.alias:
-        steps += make_link(new, quiet=True)[1:]  # it stands, and was never dressed
-    elif not there.up:
-        steps.append(SetUp(name=nic.ifname))
-    return tuple(steps)
+    return mend_link(there, new, parent, now.host)
 
 
-def _parent_notes(parent: Parent, steps: tuple[Step, ...]) -> list[str]:
+def _parent_notes(parent: Parent, steps: tuple[LinkStep, ...]) -> list[str]:
     rising = {step.name for step in steps if isinstance(step, SetUp)}
-    notes = [f"{link.name} was down and is brought up" for link in parent.down if link.name in rising]
-    notes += [f"VLAN {new.vlan} on {new.parent} is made: {new.name}" for new in parent.vlans]
-    return notes
+    notes = [f"{link.readable} was down and is brought up" for link in parent.down if link.name in rising]
+    return notes + parent_notes(parent) if steps else notes
 
 
 def _with(host: Host, parent: Parent, nic: Attachment | None) -> Host:
-    """The host as it will be after these steps, for the next NIC of the same plan to be checked against."""
+    """The host as it will be after these steps, for the next NIC of the same plan to be checked against; the macvtap
+    is in use then, whosever it is."""
     if nic is None:
         return host
-    risen = {link.index for link in parent.down}
-    links = [replace(link, up=True) if link.index in risen else link for link in host.links]
-    lower, index = parent.base.index, -1 - len(host.links)
-    for new in parent.vlans:
-        links.append(
-            Link(
-                index=index, name=new.name, kind="vlan", vlan=new.vlan, vlan_protocol="802.1Q", parent=lower, up=True,
-                mac=parent.base.mac, mtu=parent.base.mtu, group=GROUP, alias=new.alias,
-            )
-        )  # fmt: skip
-        lower, index = index, index - 1
-    if nic.ifname:
-        links.append(
-            Link(index=index, name=nic.ifname, kind="macvtap", mac=nic.mac, mode=nic.mode, parent=lower, up=True)
+    host = host.after(make_parent(parent))
+    lower = host.find(parent.device)
+    links = host.links
+    if nic.ifname and lower is not None:
+        index = min(0, *(link.index for link in links)) - 1
+        links += (
+            Link(index=index, name=nic.ifname, kind="macvtap", mac=nic.mac, mode=nic.mode, parent=lower.index, up=True),
         )
-    return replace(host, links=tuple(links))
+    return replace(host, links=links)
 
 
 def _check_slots(guest: Guest, new: list[Attachment]) -> None:

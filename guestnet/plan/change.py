@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 from guestnet.errors import ConflictError, NotFoundError, UsageError
 from guestnet.guest import xml
-from guestnet.model import LIVE_MODES, Backend, Bandwidth, Guest, Link, LinkState, Mode
+from guestnet.model import LIVE_MODES, Backend, Bandwidth, Guest, Kind, Link, LinkState, Mode
 from guestnet.plan.detach import named_nic
 from guestnet.plan.metadata import rewrite_metadata
-from guestnet.plan.parent import Parent, check_guest_mode, check_mtu
-from guestnet.plan.situation import Nic, Situation, scope
+from guestnet.plan.parent import Parent, check_guest_mode, check_mtu, describe, parent_link
+from guestnet.plan.situation import Nic, Situation, is_of_guest, scope
 from guestnet.plan.steps import SetMode, SetMtu, Step, Update
 
 
@@ -58,6 +58,8 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
             f"the macvtap {nic.record.ifname} of the running guest {guest.name} is gone, its NIC is dead",
             hint=f"guestnet detach {guest.name} {nic.mac}, then attach it again",
         )
+    if link is not None:
+        _check_ours(link, nic, now)
     steps: list[Step] = []
     notes: list[str] = []
     old_live, old_config = (_record_in(text, nic, guest) for text in (guest.live, guest.config))
@@ -92,6 +94,17 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
     )
 
 
+def _check_ours(link: Link, nic: Nic, now: Situation) -> None:
+    """Raise ConflictError for a link that only has the name in the NIC's record: whoever may edit the guest writes
+    that."""
+    if link.kind == Kind.MACVTAP and is_of_guest(link, now.guest, nic.mac):
+        return
+    raise ConflictError(
+        f"{link.name} is {describe(link, now.host)}, and not the NIC {nic.mac} of {now.guest.name}",
+        hint=f"guestnet repair {now.guest.name}",
+    )
+
+
 def _record_in(text: str | None, nic: Nic, guest: Guest) -> xml.Record:
     """What the metadata there says of the NIC; live and configuration may differ."""
     here = xml.records(text, guest.name) if text is not None else ()
@@ -122,15 +135,16 @@ def _mtu(mtu: int, nic: Nic, guest: Guest, link: Link | None, now: Situation, *,
             f"libvirt takes no MTU for a macvtap of its own (type='direct', NIC {nic.mac})",
             hint="set the MTU of the parent, or attach without --backend direct",
         )
-    lower = now.host.below(link) if link is not None else now.host.find(nic.record.parent)
+    record = nic.record
+    lower = now.host.below(link) if link is not None else parent_link(record.parent, record.outer, now.host)
     if lower is not None:
         check_mtu(mtu, Parent(name=lower.name, base=lower))
     if link is None:
         return []
     if live and mtu > link.mtu:
         raise ConflictError(
-            f"the running guest {guest.name} was told the MTU {link.mtu} when the NIC {nic.mac} was plugged in, it "
-            f"cannot be raised to {mtu} now",
+            f"the NIC {nic.mac} of the running guest {guest.name} has the MTU {link.mtu}, and a guest that runs is "
+            f"told of none: it cannot be raised to {mtu} now",
             hint="use --config for its next start, or detach it and attach it again",
         )
     return [SetMtu(name=link.name, mtu=mtu)] if mtu != link.mtu else []

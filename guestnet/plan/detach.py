@@ -1,14 +1,15 @@
 """The plan of a detach."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guestnet.errors import ConflictError, NotFoundError
 from guestnet.guest import xml
 from guestnet.model import Backend, Guest, Link
 from guestnet.plan.host import Host
 from guestnet.plan.metadata import rewrite_metadata
-from guestnet.plan.situation import Nic, Situation, lost_records, nics, scope, stray_links
+from guestnet.plan.parent import parent_link
+from guestnet.plan.situation import Nic, Situation, is_of_guest, lost_records, nics, scope, stray_links
 from guestnet.plan.steps import DeleteLink, Step, Unplug, UnplugConfig
 
 
@@ -53,20 +54,14 @@ def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bo
     steps += rewrite_metadata(
         guest, drop_live=macs if live else frozenset(), drop_config=macs if config else frozenset()
     )
-    going = [
-        nic.record
-        for nic in chosen
-        if (live or nic.live is None) and (config or nic.config is None) and nic.record.backend is Backend.MACVTAP
-    ]
-    kept = {
-        interface.target
+    left = tuple(
+        interface
         for text, here in ((guest.live, live), (guest.config, config))
         for interface in xml.interfaces(text or "<domain/>")
         if not (here and interface.mac in macs)
-    }
-    gone = [record for record in (*going, *forgotten) if record.ifname not in kept]
-    steps += delete_links(gone, guest, now.host)
+    )
     records = (*(nic.record for nic in chosen), *forgotten)
+    steps += delete_links(unused_links(records, guest, left, now.host))
     return Detaching(nics=records, steps=tuple(steps), live=live, config=config)
 
 
@@ -112,18 +107,32 @@ def _named(name: str, existing: tuple[Nic, ...], lost: tuple[xml.Record, ...], g
     )
 
 
-def delete_links(records: Iterable[xml.Record], guest: Guest, host: Host) -> list[Step]:
-    """The steps that delete the macvtaps of these NICs, where they are this guest's, and the VLANs left unused."""
+def links_left(records: Iterable[xml.Record], guest: Guest, host: Host) -> list[Link]:
+    """The links that stay without use when a guest, as it is after the detach, has let go of these NICs."""
+    texts = (text for text in (guest.live, guest.config) if text is not None)
+    return unused_links(records, guest, [nic for text in texts for nic in xml.interfaces(text)], host)
+
+
+def unused_links(records: Iterable[xml.Record], guest: Guest, left: Iterable[xml.Interface], host: Host) -> list[Link]:
+    """The macvtaps of these NICs, where they are this guest's and none of the <interface>s that are left names them;
+    and the VLANs that nothing uses then."""
+    left = tuple(left)
+    named = {interface.target for interface in left}
+    host = replace(host, sources=host.sources | {nic.source for nic in left if nic.type == "direct"})
     going: list[Link] = []
+    lower: list[Link] = []
     for record in records:
-        link = host.find(record.ifname) if record.ifname else None
+        if record.backend is Backend.DIRECT:
+            lower += filter(None, [parent_link(record.parent, record.outer, host)])
+            continue
+        link = host.find(record.ifname) if record.ifname not in named else None
         # the MAC does not tell: whoever holds the tap can change it. Without alias it does: the link was made by an
         # attach that was killed before it could say whose it is
-        mine = (
-            link is not None
-            and link.ours
-            and (link.guest_uuid == guest.uuid or (not link.alias and link.mac == record.mac))
-        )
-        if link is not None and mine and link not in going:
+        if link is not None and is_of_guest(link, guest, record.mac) and link not in going:
             going.append(link)
-    return [DeleteLink(name=link.name, index=link.index) for link in (*going, *host.unused_vlans(going))]
+    return [*going, *host.unused_vlans(going, lower)]
+
+
+def delete_links(links: Iterable[Link]) -> tuple[DeleteLink, ...]:
+    """The steps that delete these very links."""
+    return tuple(DeleteLink(name=link.name, index=link.index) for link in links)

@@ -7,6 +7,7 @@ from guestnet.errors import ConflictError, GuestnetError, UsageError
 from guestnet.model import (
     HOST_ALIAS,
     LIVE_MODES,
+    NAME_MAX,
     Kind,
     Link,
     LinkName,
@@ -15,17 +16,24 @@ from guestnet.model import (
     Multicast,
     NewLink,
     Owner,
+    ParentName,
+    VlanProtocol,
     vlan_id,
 )
-from guestnet.plan.host import Host
+from guestnet.plan.host import Host, made_for_guests
 from guestnet.plan.parent import (
     Parent,
     check_mac,
     check_mtu,
     check_parent,
     describe,
+    filtered,
+    find_vlan,
     make_link,
+    make_parent,
+    parent_notes,
     resolve_parent,
+    vlan_names,
 )
 from guestnet.plan.steps import (
     AllowMulticast,
@@ -46,7 +54,8 @@ _IPV6_MTU = 1280
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Links to be made on one parent, all alike but for their names. ``vlan`` is for the kind vlan alone.
+    """Links to be made on one parent, all alike but for their names. ``vlan`` and ``protocol`` are for the kind vlan
+    alone, and its name may be ``NIC.VID`` of any length; ``outer`` is the protocol of the parent's outermost VLAN.
 
     What is None was not asked for: a new link gets its default, one that is there may have it any way.
     """
@@ -55,6 +64,8 @@ class Wanted:
     names: tuple[str, ...]
     parent: str
     vlan: int | None = None
+    protocol: VlanProtocol = VlanProtocol.DOT1Q
+    outer: VlanProtocol | None = None
     mode: Mode | None = None
     mac: Mac | None = None
     mtu: int | None = None
@@ -95,9 +106,13 @@ class Plan:
 
 
 def vlan_words(name: str | None, parent: str | None, vlan: int | None) -> tuple[str, str, int]:
-    """Name, parent and VLAN ID from ``NIC.VID``, or from a parent, a VLAN ID and maybe a name. Raises UsageError."""
+    """Name, parent and VLAN ID from ``NIC.VID``, or from a parent, a VLAN ID and maybe a name. Raises UsageError.
+
+    The name is one the kernel takes, or ``NIC.VID``, which may be longer.
+    """
     if parent is not None and vlan is not None:
-        return LinkName(name or f"{parent}.{vlan}"), parent, vlan
+        own = f"{parent}.{vlan}"
+        return own if name in (None, own) else LinkName(name or ""), parent, vlan
     if name is None or parent is not None or vlan is not None:
         raise UsageError(
             "say which VLAN of which interface", hint="guestnet vlan add NIC.VID, or --parent NIC --vlan VID"
@@ -108,7 +123,7 @@ def vlan_words(name: str | None, parent: str | None, vlan: int | None) -> tuple[
             f"{name!r} does not say which VLAN of which interface",
             hint=f"write NIC.VID, or: guestnet vlan add {name} --parent NIC --vlan VID",
         )
-    return LinkName(name), nic, vlan_id(tail)
+    return ParentName(name), nic, vlan_id(tail)
 
 
 def check_wanted(wanted: Wanted) -> None:
@@ -146,14 +161,21 @@ def add(wanted: Wanted, here: Host, there: Host, *, netns: str = "", number: int
     Raises what any of the checks raises; nothing has changed then.
     """
     check_wanted(wanted)
-    parent = resolve_parent(wanted.parent, None, here)
+    parent = resolve_parent(wanted.parent, None, here, wanted.outer)
     is_vlan = wanted.kind is Kind.VLAN
-    up = wanted.up and (parent.base.up or not is_vlan)  # the kernel takes no VLAN up on a parent that is down
+    base = parent.base
+    # what is down was taken down by somebody, who is told; only a VLAN made for guests is brought up
+    rising = parent.down if all(made_for_guests(link) for link in parent.down) else ()
+    base_up = base.up or bool(rising)
+    up = wanted.up and (base_up or not is_vlan)  # the kernel takes no VLAN up on a parent that is down
+    same = _same_vlan(wanted, parent, there, number) if is_vlan else None
+    if same is not None:
+        wanted = replace(wanted, names=(same.readable,))
     names = tuple(name for name in wanted.names if not _is_so(there.find(name), name, wanted, parent, number, up=up))
     if not names:
         return Plan(links=wanted.names)
     mode = None if is_vlan else wanted.mode or Mode.BRIDGE
-    check_parent(parent, here, mode=mode)
+    check_parent(parent, here, mode=mode, vlan=wanted.vlan)
     check_mtu(wanted.mtu, parent)
     _check_names(wanted, names, there, netns)
     if is_vlan:
@@ -167,23 +189,37 @@ def add(wanted: Wanted, here: Host, there: Host, *, netns: str = "", number: int
             )
     elif wanted.mac is not None:
         check_mac(wanted.mac, parent, here)
-    base = parent.base
-    below: list[LinkStep] = []
-    for vlan in parent.vlans:
-        below += make_link(replace(vlan, up=base.up), quiet=wanted.kind is Kind.MACVTAP)
+    way = replace(parent, vlans=tuple(replace(vlan, up=base_up) for vlan in parent.vlans), down=rising)
+    notes = parent_notes(parent)
     steps: list[LinkStep] = []
+    made = []
     for name in names:
+        real, altname = vlan_names(name, parent, wanted.vlan, there) if wanted.vlan is not None else (name, "")
+        made.append(altname or real)
         new = NewLink(
-            kind=wanted.kind, name=name, parent=parent.name, alias=HOST_ALIAS, mode=mode, mac=wanted.mac,
-            mtu=wanted.mtu, vlan=wanted.vlan, source_macs=wanted.source_macs,
-            multicast=wanted.multicast or Multicast.ALL, up=up,
+            kind=wanted.kind, name=real, altname=altname, parent=parent.device, alias=HOST_ALIAS, mode=mode,
+            mac=wanted.mac, mtu=wanted.mtu, vlan=wanted.vlan, protocol=wanted.protocol,
+            source_macs=wanted.source_macs, multicast=wanted.multicast or Multicast.ALL, up=up,
         )  # fmt: skip
         steps += make_link(new, quiet=wanted.kind is Kind.MACVTAP)
-    notes = [f"VLAN {vlan.vlan} on {vlan.parent} is made: {vlan.name}" for vlan in parent.vlans]
-    if wanted.up and not base.up:
+        notes += [f"{altname} has the name {real} in the kernel"] if altname else []
+    if is_vlan and base.vlan_filtering and not parent.vlans:
+        notes.append(filtered(base, wanted.vlan))
+    if wanted.up and not base_up:
         comes = "comes up with it" if is_vlan else "has no carrier before it is up"
-        notes.append(f"{base.name} is down, and {_several(names)} {comes}: ip link set {base.name} up")
-    return Plan(here=tuple(below), there=tuple(steps), links=wanted.names, notes=tuple(notes))
+        notes.append(f"{base.readable} is down, and {_several(made)} {comes}: ip link set {base.name} up")
+    links = tuple(made) if is_vlan else wanted.names
+    return Plan(here=make_parent(way), there=tuple(steps), links=links, notes=tuple(notes))
+
+
+def _same_vlan(wanted: Wanted, parent: Parent, there: Host, number: int | None) -> Link | None:
+    """The VLAN that was asked for by a name too long for the kernel, where it is there."""
+    (name,) = wanted.names
+    if parent.link is None or len(name.encode(errors="surrogatepass")) <= NAME_MAX:
+        return None
+    lower = (parent.link.index, number)
+    vlans = (link for link in there.links if link.kind == Kind.VLAN and (link.parent, link.parent_netnsid) == lower)
+    return next((link for link in vlans if (link.vlan, link.vlan_protocol) == (wanted.vlan, wanted.protocol)), None)
 
 
 def _several(names: Sequence[str]) -> str:
@@ -192,11 +228,11 @@ def _several(names: Sequence[str]) -> str:
 
 def _is_so(link: Link | None, name: str, wanted: Wanted, parent: Parent, number: int | None, *, up: bool) -> bool:
     """Whether the link is a link of the host's own just as it is wanted, on that parent."""
-    if link is None or parent.link is None or (link.name, link.kind, link.up) != (name, wanted.kind, up):
+    if link is None or parent.link is None or (link.readable, link.kind, link.up) != (name, wanted.kind, up):
         return False
     if not link.ours or link.alias != HOST_ALIAS or (link.parent, link.parent_netnsid) != (parent.link.index, number):
         return False
-    if wanted.kind is Kind.VLAN and (link.vlan, link.vlan_protocol) != (wanted.vlan, "802.1Q"):
+    if wanted.kind is Kind.VLAN and (link.vlan, link.vlan_protocol) != (wanted.vlan, wanted.protocol):
         return False
     multicast = Multicast.ALL if link.allmulti else Multicast.FILTERED
     pairs = (
@@ -219,13 +255,13 @@ def _check_names(wanted: Wanted, names: Sequence[str], there: Host, netns: str) 
 
 
 def _check_vlan(wanted: Wanted, parent: Parent, here: Host) -> None:
-    if parent.link is None:
-        return
-    for link in here.above(parent.link):
-        if link.kind == "vlan" and link.vlan == wanted.vlan and link.vlan_protocol == "802.1Q":
-            raise ConflictError(
-                f"VLAN {wanted.vlan} on {parent.name} is there: {link.name}", hint=f"use --parent {link.name}"
-            )
+    assert wanted.vlan is not None
+    found = find_vlan(parent.link, wanted.vlan, wanted.protocol, here) if parent.link is not None else None
+    if found is not None:
+        raise ConflictError(
+            f"VLAN {wanted.vlan} ({wanted.protocol}) on {parent.name} is there: {found.readable}",
+            hint=f"use --parent {found.readable}",
+        )
 
 
 def change(kind: Kind, name: str, wanted: Change, here: Host, there: Host | None, *, foreign: bool) -> Plan:
@@ -270,10 +306,11 @@ def change(kind: Kind, name: str, wanted: Change, here: Host, there: Host | None
 
 
 def _check_move(link: Link, netns: str, here: Host, there: Host) -> None:
-    if there.find(link.name) is not None:
-        raise ConflictError(
-            f"the network namespace {netns} has a link {link.name} already", hint="delete or rename that one"
-        )
+    for name in (link.name, *link.altnames):
+        if there.find(name) is not None:
+            raise ConflictError(
+                f"the network namespace {netns} has a link {name} already", hint="delete or rename that one"
+            )
     above = here.above(link)
     if above:
         raise ConflictError(
@@ -344,24 +381,19 @@ def delete(kind: Kind, names: tuple[str, ...], host: Host, *, foreign: bool) -> 
     for link in going:
         above = [one for one in host.above(link) if one.index not in gone]
         if above or link.index in host.used_elsewhere:
-            users = _several([one.name for one in above]) or "a link of another network namespace"
+            users = _several([one.readable for one in above]) or "a link of another network namespace"
             failures.append(
-                ConflictError(f"{link.name} has {users} on it", hint="delete or detach what is on it first")
+                ConflictError(f"{link.readable} has {users} on it", hint="delete or detach what is on it first")
             )
         else:
             order.append(link)
-    order.sort(key=lambda link: _depth(link, host), reverse=True)
+    order.sort(key=host.depth, reverse=True)
     doomed = [*order, *host.unused_vlans(order)]
     return Plan(
         there=tuple(DeleteLink(name=link.name, index=link.index) for link in doomed),
-        links=tuple(link.name for link in doomed),
+        links=tuple(link.readable for link in doomed),
         failures=tuple(failures),
     )  # fmt: skip
-
-
-def _depth(link: Link, host: Host) -> int:
-    lower = host.below(link)
-    return 0 if lower is None or lower.index == link.index or lower.kind == "veth" else 1 + _depth(lower, host)
 
 
 def _ours(kind: Kind, name: str, host: Host, *, foreign: bool) -> Link:

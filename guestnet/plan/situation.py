@@ -1,21 +1,35 @@
 """What the plans for a guest look at: the host, the guest and its NICs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from guestnet.errors import ConflictError, UsageError
 from guestnet.guest import xml
-from guestnet.model import Backend, Guest, Link, Mac, Mode, Multicast
+from guestnet.model import Backend, Guest, Link, Mac, Mode, Multicast, Owner
 from guestnet.plan.host import Host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """All that attach, detach and set look at: the host, the guest, the MACs of other guests, and who we are."""
+    """All that attach, detach and set look at: the host, the guest, the MACs of other guests, and who we are.
+
+    ``hook`` says that the hook makes the links of a guest when it starts; ``no_hook`` is where it is to be installed so
+    that it does, empty where it need not or shall not be.
+    """
 
     host: Host
     guest: Guest
     machine_id: str
     other_macs: dict[str, str] = field(default_factory=dict)
+    hook: bool = False
+    no_hook: str = ""
+
+
+def is_of_guest(link: Link, guest: Guest, mac: str) -> bool:
+    """Whether an attach of this guest made the link for its NIC ``mac``, one that was killed before it could say so
+    included."""
+    unmarked = link.ours and not link.alias and link.mac == mac
+    return unmarked or (link.owner is Owner.GUEST and link.guest_uuid == guest.uuid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +96,36 @@ def _unrecorded(shown: xml.Interface, guest: Guest, host: Host) -> xml.Record | 
 def _of_link(link: Link, mac: Mac, mtu: int | None, host: Host) -> xml.Record:
     lower = host.below(link)
     return xml.Record(
-        mac=mac, parent=lower.name if lower is not None else "?", mode=link.mode or Mode.BRIDGE, ifname=link.name,
+        mac=mac, parent=lower.readable if lower is not None else "?", mode=link.mode or Mode.BRIDGE, ifname=link.name,
         backend=Backend.MACVTAP, multicast=Multicast.ALL if link.allmulti else Multicast.FILTERED, mtu=mtu,
     )  # fmt: skip
+
+
+def direct_sources(guests: Iterable[Guest]) -> frozenset[str]:
+    """The links on which libvirt itself makes macvtaps for these guests, now or at their next start."""
+    texts = (text for guest in guests for text in (guest.live, guest.config) if text is not None)
+    return frozenset(nic.source for text in texts for nic in xml.interfaces(text) if nic.type == "direct")
 
 
 def lost_records(guest: Guest, host: Host) -> tuple[xml.Record, ...]:
     """The records of a guest that no <interface> belongs to any more."""
     macs = {nic.mac for nic in nics(guest, host)}
     return tuple(record for record in _records(guest).values() if record.mac not in macs)
+
+
+def unmatched_records(guest: Guest) -> dict[str, tuple[str, ...]]:
+    """Where a NIC has an <interface> without its record, or a record without its <interface>, in words, by MAC."""
+    found: dict[str, tuple[str, ...]] = {}
+    for where, text in (("what runs", guest.live), ("the configuration", guest.config)):
+        if text is None:
+            continue
+        plugged = {nic.mac for nic in xml.interfaces(text)}
+        known = {record.mac for record in xml.records(text, guest.name)}
+        for mac in plugged - known:
+            found[mac] = (*found.get(mac, ()), f"its record is gone from the metadata of {where}")
+        for mac in known - plugged:
+            found[mac] = (*found.get(mac, ()), f"on record, but its <interface> is gone from {where}")
+    return found
 
 
 def stray_links(guest: Guest, host: Host) -> tuple[xml.Record, ...]:

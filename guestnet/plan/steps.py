@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from guestnet.model import Kind, Mac, Mode, NewLink
+from guestnet.model import Kind, Mac, Mode, NewLink, VlanProtocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,8 @@ class AddLink:
     def __str__(self) -> str:
         new = self.new
         if new.kind is Kind.VLAN:
-            return f"make VLAN {new.vlan} on {new.parent}: {new.name}"
+            protocol = "" if new.protocol is VlanProtocol.DOT1Q else f" ({new.protocol})"
+            return f"make VLAN {new.vlan}{protocol} on {new.parent}: {new.name}"
         return f"make {new.kind} {new.name} on {new.parent}, mode {new.mode}" + (f", MAC {new.mac}" if new.mac else "")
 
 
@@ -37,6 +38,17 @@ class Mark:
 
     def __str__(self) -> str:
         return f"mark {self.name} as {self.alias}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallAlso:
+    """Give a link an alternative name: that of a VLAN which is too long for the kernel."""
+
+    name: str
+    altname: str
+
+    def __str__(self) -> str:
+        return f"call {self.name} {self.altname} too"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,9 +203,32 @@ class UnplugConfig:
         return f"take NIC {self.mac} out of {self.guest} (config)"
 
 
-LinkStep = AddLink | GiveNode | Mark | Quiet | AllowMulticast | SetUp | SetMode | SetMtu | SetMac | Move | DeleteLink
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallHook:
+    """Put the hook there that libvirt calls when a guest starts and stops, and let libvirt look for it."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"install libvirt's hook {self.path}, which makes the links of guests when they start"
+
+
+LinkStep = (
+    AddLink
+    | GiveNode
+    | Mark
+    | CallAlso
+    | Quiet
+    | AllowMulticast
+    | SetUp
+    | SetMode
+    | SetMtu
+    | SetMac
+    | Move
+    | DeleteLink
+)
 GuestStep = Remember | Plug | Update | Unplug | UnplugConfig
-Step = LinkStep | GuestStep
+Step = LinkStep | GuestStep | InstallHook
 
 
 def _where(live: bool, config: bool) -> str:

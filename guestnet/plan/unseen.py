@@ -1,10 +1,10 @@
 """The plan of an attach without a look at host or guest: what `guestnet xml` prints."""
 
 from guestnet.errors import UsageError
-from guestnet.model import Backend, Guest, Link, LinkName, Mode, Request
+from guestnet.model import NAME_MAX, Backend, Guest, Link, LinkName, Mode, Request
 from guestnet.plan.attach import Attaching, attach
 from guestnet.plan.host import Host
-from guestnet.plan.parent import MTU_MAX
+from guestnet.plan.parent import MTU_MAX, resolve_parent
 from guestnet.plan.situation import Situation
 
 
@@ -13,8 +13,9 @@ def attach_unseen(
 ) -> Attaching:
     """The plan that gives a stopped guest of that name these NICs, on a host where every parent is there and fits.
 
-    So an attach plugs in the very same XML, unless it finds a link or VLAN that goes by another name. Raises
-    UsageError and ConflictError for what no host would take, and for the MAC of a passthru NIC that was not given.
+    So an attach plugs in the very same XML, unless it finds that the parent of a type='direct' NIC has another name.
+    Raises UsageError and ConflictError for what no host would take, and for the MAC of a passthru NIC that was not
+    given.
     """
     whole = [one for one in requests if one.mode is Mode.PASSTHRU and one.backend is not Backend.DIRECT]
     for request in whole:
@@ -38,6 +39,13 @@ def attach_unseen(
         machine_id=machine_id,
     )
     return attach(requests, now, live=False, config=True, templates=templates)
+
+
+def device_unseen(parent: str) -> str:
+    """The name in the kernel of a parent that may be a VLAN with a name too long for it. Raises UsageError."""
+    nic = LinkName(_nic(parent) if len(parent) > NAME_MAX else parent)
+    host = Host(links=(Link(index=1, name=nic, up=True),))
+    return resolve_parent(parent, None, host).device
 
 
 def _nic(name: str) -> str:

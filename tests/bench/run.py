@@ -3,9 +3,10 @@
     ./dev bench [WORD…]      the benchmarks whose name has one of the words, or all
 
 Each figure is the median of 20 runs (or of as many as its line says), the two sides taken in turn. All of it happens
-in a lab of its own.
+in labs and namespaces of their own.
 """
 
+import importlib
 import json
 import os
 import statistics
@@ -39,15 +40,21 @@ def main() -> None:
     """Run the benchmarks asked for and print their tables."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has its bytecode
     words = sys.argv[1:]
-    lab = Lab(name="bench")
-    lab.up(nodes=1, guests=1, progress=lambda text: print(f"# {text}", file=sys.stderr))
-    try:
-        node = lab.node("n1")
-        for bench in (start, attach, links):
-            if not words or any(word in bench.__name__ for word in words):
-                inside(node, bench.__name__)
-    finally:
-        lab.down()
+
+    def wanted(name: str) -> bool:
+        return not words or any(word in name for word in words)
+
+    here = [bench.__name__ for bench in (start, attach, links) if wanted(bench.__name__)]
+    if here:
+        lab = Lab(name="bench")
+        lab.up(nodes=1, guests=1, progress=lambda text: print(f"# {text}", file=sys.stderr))
+        try:
+            for name in here:
+                inside(lab.node("n1"), name)
+        finally:
+            lab.down()
+    for name in filter(wanted, ("hook", "hotplug")):
+        importlib.import_module(f"tests.bench.{name}").main()
 
 
 def inside(node: Node, name: str) -> None:

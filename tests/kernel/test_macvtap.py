@@ -205,6 +205,19 @@ def test_a_foreign_link_that_takes_the_name_meanwhile_is_left_alone(parent: Any)
     assert only(parent, "mt0")["ifindex"] == 4711
 
 
+def test_an_add_that_fails_takes_back_the_link_it_made_and_not_another_of_its_name(parent: Any) -> None:
+    def watch(word: str, step: Any) -> None:
+        if (word, str(step)[:14]) == ("end", "make macvtap m"):
+            parent.ip("link delete mt0")
+            parent.ip(f"link add mt0 index 4711 link nic0 group {GROUP} type macvtap mode vepa")
+            raise GuestnetError("enough")
+
+    wanted = Wanted(kind=Kind.MACVTAP, names=("mt0",), parent="nic0")
+    with pytest.raises(GuestnetError, match="enough"):
+        parent.call(lambda: hostlink.add(wanted, hostlink.Options(watch=watch)))
+    assert only(parent, "mt0")["ifindex"] == 4711
+
+
 def test_an_add_that_is_terminated_leaves_nothing(parent: Any) -> None:
     before = [link["ifname"] for link in parent.shown()]
     names = [f"mt{number}" for number in range(400)]

@@ -5,8 +5,11 @@ import os
 import select
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,21 @@ MAC = "52:54:00:00:02:01"
 OTHER = "52:54:00:00:02:02"
 SENDER = bytes.fromhex("525400aa0002")
 QUEUE_COUNTS = (1, 4, 256)
+HOLD_FUSE = """
+import ctypes, os, sys
+directory, user, state = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0  # CLONE_NEWNS
+assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+daemon = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={daemon},rootmode=40000,user_id={user},group_id=0"
+assert libc.mount(b"none", directory.encode(), b"fuse", 0, options.encode()) == 0, ctypes.get_errno()
+os.open(directory, os.O_PATH)
+if state == "dead":
+    os.close(daemon)
+print("held", flush=True)
+sys.stdin.read()
+"""
 TAP_NO_PI, VNET_HDR, MULTI_QUEUE = 0x1002, 0x4000, 0x100
 
 
@@ -241,3 +259,50 @@ def test_a_free_ifindex_is_neither_taken_nor_named_by_a_node() -> None:
         index = tap.free_index(frozenset())
         assert 1 << 24 <= index < 1 << 25
         assert not os.path.exists(f"/dev/tap{index}")
+
+
+def test_a_process_that_has_a_macvtap_open_is_found_by_name(parent: Any) -> None:
+    add(parent)
+    add(parent, "mt1", OTHER)
+    first, second = (tap.device(name, namespace=parent.fd) for name in ("mt0", "mt1"))
+    assert tap.holders(first, second) == {}
+    with Tap.open("mt0", namespace=parent.fd, queues=2):
+        [holder] = tap.holders(first, second)[first.rdev]
+        assert (holder.pid, list(tap.holders(first, second))) == (os.getpid(), [first.rdev])
+        assert str(holder) == f"process {os.getpid()} ({Path('/proc/self/comm').read_text().strip()})"
+    assert tap.holders(first) == {}
+    assert tap.holders() == {}
+
+
+def test_who_holds_a_macvtap_that_was_deleted_does_not_hold_the_next_one_of_its_number(parent: Any) -> None:
+    add(parent)
+    before = tap.device("mt0", namespace=parent.fd)
+    with Tap.open("mt0", namespace=parent.fd):
+        parent.links.delete(parent.links.find("mt0"))
+        add(parent)
+        after = tap.device("mt0", namespace=parent.fd)
+        if after.rdev != before.rdev:  # another test run took the number
+            pytest.skip("the number is somebody else's")
+        assert tap.holders(after) == {}
+        with Tap.open("mt0", namespace=parent.fd):
+            assert [holder.pid for holder in tap.holders(after)[after.rdev]] == [os.getpid()]
+
+
+@pytest.mark.parametrize(("user", "state"), [("0", "dead"), ("1", "alive"), ("0", "silent")])
+def test_an_open_file_of_a_fuse_mount_stops_no_search_for_holders(
+    parent: Any, tmp_path: Path, user: str, state: str
+) -> None:
+    """One whose daemon is dead, is another user's, or does not answer."""
+    add(parent)
+    device = tap.device("mt0", namespace=parent.fd)
+    command = (sys.executable, "-c", HOLD_FUSE, str(tmp_path), user, state)
+    with (
+        Tap.open("mt0", namespace=parent.fd),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+    ):
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            assert [one.pid for one in tap.holders(device)[device.rdev]] == [os.getpid()]
+        finally:
+            holder.communicate()

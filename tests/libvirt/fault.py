@@ -27,11 +27,16 @@ class InjectedError(Exception):
     """The failure a test asked for."""
 
 
-class Fault:
-    """Fails once, at the phase and step asked for."""
+def injected(what: str) -> None:
+    """Fail."""
+    raise InjectedError(what)
 
-    def __init__(self, phase: str, number: int) -> None:
-        self.phase, self.number = phase, number
+
+class Fault:
+    """Fails once, at the phase and step asked for; ``fail`` does it, by raising an InjectedError unless it is given."""
+
+    def __init__(self, phase: str, number: int, fail: Callable[[str], None] = injected) -> None:
+        self.phase, self.number, self.fail = phase, number, fail
         self.seen = -1
         self.armed = False
 
@@ -40,17 +45,20 @@ class Fault:
         if self.seen != self.number:
             return
         if self.phase == phase:
-            raise InjectedError(f"{phase} {step}")
+            self.fail(f"{phase} {step}")
         self.armed = self.phase == "inside" and phase == "begin"
 
-    def after(self, effect: Callable[..., Any]) -> Callable[..., Any]:
-        """The effect, which is carried out and then fails where this is the step."""
+    def into(self, owner: Any, *names: str) -> None:
+        """Make these functions fail where this is the step: carried out, but without an answer."""
+        for name in names:
+            setattr(owner, name, self._after(getattr(owner, name)))
 
+    def _after(self, effect: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             result = effect(*args, **kwargs)
             if self.armed:
                 self.armed = False
-                raise InjectedError("inside")
+                self.fail("inside")
             return result
 
         return run
@@ -69,13 +77,9 @@ def open_files() -> list[str]:
 def main() -> None:
     guest, phase, number, *parents = sys.argv[1:]
     fault = Fault(phase, int(number))
-    for owner, names in (
-        (Links, ("add", "_change", "delete")),
-        (Domain, ("attach", "set_metadata")),
-        (tap, ("make_node", "device_of")),
-    ):
-        for name in names:
-            setattr(owner, name, fault.after(getattr(owner, name)))
+    fault.into(Links, "add", "_change", "delete")
+    fault.into(Domain, "attach", "set_metadata")
+    fault.into(tap, "make_node", "device_of")
     steps: list[str] = []
     dry = attach.Options(uri="qemu:///system", dry_run=True)
     requests = tuple(Request(parent=parent) for parent in parents)

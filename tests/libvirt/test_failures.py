@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tests.libvirt.conftest import Host
+from tests.libvirt.test_concurrency import until
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
 
@@ -41,3 +42,4 @@ def test_a_failure_leaves_links_nodes_fds_and_both_xmls_as_they_were(n1: Host, p
         assert n1.state() == before
     finally:
         n1.run("ip", "link", "set", "nic0", "up")
+        until(lambda: "LOWER_UP" in n1.links()["nic0"]["flags"])  # the carrier comes in its own time

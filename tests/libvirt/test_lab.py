@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from guestnet.errors import ConflictError, NotFoundError, TimedOutError, UsageError
-from guestnet.lab import Lab
+from guestnet.lab import Guest, Lab
 from guestnet.lab.processes import Homes, living
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
@@ -355,6 +356,19 @@ def test_an_up_that_fails_leaves_nothing(nothing_stays, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(Exception, match="the daemon is broken"):
         Lab(name="ltfail").up(nodes=2, guests=0)
+
+
+def test_a_qemu_too_busy_to_take_a_connection_is_waited_for(tmp_path):
+    guest = Guest(name="g1", node="n1", own=tmp_path)
+    guest.port.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(guest.port))
+        busy.listen(0)
+        for _ in range(3):  # from the second on the connection is not even queued
+            begun = time.monotonic()
+            with pytest.raises(TimedOutError):
+                guest.run("true", timeout=0.3)
+            assert 0.3 <= time.monotonic() - begun < 3
 
 
 def test_down_without_a_lab_does_nothing(nothing_stays):

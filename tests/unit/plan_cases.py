@@ -2,12 +2,13 @@
 
     link NAME [down] [loopback] [wireless] [not-ethernet] [kind=…] [on=LINK] [port-of=LINK] [mode=…] [vlan=…] [mac=…]
          [mtu=…] [protocol=…] [altname=…] [netnsid=…] [of=GUEST|host|vlan|nobody] [used-elsewhere]
-         [addressed]
+         [addressed] [filtered] [reorder-hdr-off] [filters-vlans]
     guest NAME running|stopped|transient [unfit=…] [ports=N] [machine=q35|i440fx|s390x] [boot=hd]
-    nic MAC [on=LINK] [mode=…] [ifname=…] [backend=…] [model=…] [queues=…] [mtu=…] [link=…] [boot-order=…]
-        [inbound=…] [outbound=…] [in=live|config] [unrecorded | lost] [type=bridge [twin]]
+    nic MAC [on=LINK] [outer=…] [device=…] [mode=…] [ifname=…] [backend=…] [model=…] [queues=…] [mtu=…] [link=…]
+        [boot-order=…] [inbound=…] [outbound=…] [in=live|config] [unrecorded | lost] [type=bridge [twin]]
     record KEY=VALUE…      a line of the metadata with just these attributes
     other GUEST MAC        a NIC of another guest
+    hook ready|missing     libvirt's hook is in use, or is to be installed
     show xml               write the XML below each step
 
 ``of`` says whose a link is. A guest's links are there only where a ``link`` line says so. ``#`` begins a comment.
@@ -32,6 +33,7 @@ from guestnet.model import (
     LinkState,
     Mac,
     Mode,
+    VlanProtocol,
     guest_alias,
 )
 from guestnet.plan.host import Host
@@ -51,6 +53,7 @@ def read(head: str) -> tuple[Situation, bool]:
     guest: dict[str, Any] = {}
     nics: list[dict[str, str]] = []
     raw: list[dict[str, str]] = []
+    hook = ""
     show = False
     for line in head.splitlines():
         words = shlex.split(line, comments=True)
@@ -76,6 +79,8 @@ def read(head: str) -> tuple[Situation, bool]:
                 raw.append(facts)
             case "other":
                 others[rest[1]] = rest[0]
+            case "hook":
+                hook = rest[0]
             case "show":
                 show = True
             case _:
@@ -84,7 +89,11 @@ def read(head: str) -> tuple[Situation, bool]:
         links=tuple(links.values()), wireless=frozenset(wireless), used_elsewhere=frozenset(elsewhere),
         addressed=frozenset(addressed),
     )  # fmt: skip
-    return Situation(host=host, guest=_guest(guest, nics, raw), machine_id=MACHINE_ID, other_macs=others), show
+    now = Situation(
+        host=host, guest=_guest(guest, nics, raw), machine_id=MACHINE_ID, other_macs=others, hook=hook == "ready",
+        no_hook="/etc/libvirt/hooks/qemu.d/guestnet" if hook == "missing" else "",
+    )  # fmt: skip
+    return now, show
 
 
 def _link(name: str, facts: dict[str, str], links: dict[str, Link]) -> Link:
@@ -110,9 +119,12 @@ def _link(name: str, facts: dict[str, str], links: dict[str, Link]) -> Link:
         group=GROUP if owner else 0,
         alias=guest_alias(UUIDS[owner], owner) if alias is None else alias,
         altnames=(facts["altname"],) if "altname" in facts else (),
+        allmulti=int(owner in UUIDS and "filtered" not in facts),
         mode=Mode(facts["mode"]) if "mode" in facts else None,
         vlan=int(facts["vlan"]) if is_vlan else None,
         vlan_protocol=facts.get("protocol", "802.1Q") if is_vlan else "",
+        reorder_hdr="reorder-hdr-off" not in facts,
+        vlan_filtering="filters-vlans" in facts,
     )
 
 
@@ -172,6 +184,7 @@ def _attachment(nic: dict[str, str]) -> Attachment:
         mtu=int(nic["mtu"]) if "mtu" in nic else None, link=LinkState(nic.get("link", "up")),
         boot_order=int(nic["boot-order"]) if "boot-order" in nic else None,
         inbound=Bandwidth.parse(nic.get("inbound", "0")), outbound=Bandwidth.parse(nic.get("outbound", "0")),
+        outer=VlanProtocol(nic.get("outer", VlanProtocol.DOT1Q)), device=nic.get("device", ""),
     )  # fmt: skip
 
 

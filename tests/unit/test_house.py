@@ -18,12 +18,15 @@ REPO = Path(__file__).resolve().parents[2]
 
 # Lowest first. A module imports from lower layers and from its own; a new module needs a place here.
 LAYERS = (
-    ("closes", "errors", "machine", "model", "templates", "undo"),
+    ("closes", "errors", "inet", "machine", "model", "templates", "undo"),
     ("kernel",),
     ("guest",),
     ("plan",),
     ("apply",),
-    ("attach", "doctor", "hook", "hostlink", "inventory", "linklist", "topology"),
+    (
+        *("attach", "doctor", "gc", "graph", "hook", "hostlink", "hostshim", "inventory", "launcher", "linklist"),
+        *("parents", "qemu", "repair", "topology", "watcher"),
+    ),
     ("lab",),
     ("report",),
     ("cli",),
@@ -46,19 +49,27 @@ HOOK_NEVER_REACHES = ("guestnet.guest.domain", "libvirt", "libvirt_qemu", "libvi
 # Who may import these (or name the one that has a dot); nobody else may.
 DOORS: Mapping[str, tuple[str, ...]] = {
     "click": (),  # typer brings its own
+    "graphviz": ("guestnet.graph",),
     "fcntl": ("guestnet.kernel",),
     "libvirt": ("guestnet.guest.domain", "guestnet.lab"),
     "libvirt_qemu": ("guestnet.guest.domain", "guestnet.lab"),
     "libvirtaio": ("guestnet.guest.domain", "guestnet.lab"),
     "lxml": ("guestnet.guest", "guestnet.lab"),
+    "pydantic": ("guestnet.parents", "guestnet.topology"),
     "pyroute2": ("guestnet.kernel",),
     "qemu": ("guestnet.guest.qmp",),
+    "ruamel": ("guestnet.parents", "guestnet.topology"),
     "rich": ("guestnet.report", "guestnet.cli"),
+    "syslog": ("guestnet.hook", "guestnet.watcher"),
     "socket.AF_NETLINK": ("guestnet.kernel", "guestnet.lab.devices"),
     "typer": ("guestnet.report", "guestnet.cli"),
 }
 
-SPEAKS = ("guestnet.report", "guestnet.cli")
+SPEAKS = (
+    "guestnet.report",
+    "guestnet.cli",
+    "guestnet.hook",  # libvirt reads what it says
+)
 EXITS = ("guestnet.cli", "guestnet.__main__")
 CATCHES_EVERYTHING = (
     "guestnet.undo",  # each inverse gets its turn

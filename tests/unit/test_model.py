@@ -19,6 +19,8 @@ from guestnet.model import (
     Mac,
     Mode,
     Owner,
+    ParentName,
+    VlanProtocol,
     guest_alias,
     vlan_id,
 )
@@ -151,7 +153,7 @@ def test_a_vlan_id_is_taken_as_number_and_as_text(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0", "4095", "-1", "", "1.5", "٣", "²", "1_0", "+1", " 1", "0x10", "9" * 5000, 0, -1, 4095]
+    "text", ["0", "4095", "-1", "", "1.5", "٣", "²", "1_0", "+1", " 1", "011", "0x10", "9" * 5000, 0, -1, 4095]
 )
 def test_what_is_no_vlan_id_is_refused(text: str | int) -> None:
     with pytest.raises(UsageError):
@@ -162,6 +164,41 @@ def test_what_is_no_vlan_id_is_refused(text: str | int) -> None:
 def test_any_text_is_a_vlan_id_or_refused(text: str | int) -> None:
     number = attempt(vlan_id, text)
     assert isinstance(number, UsageError) or 1 <= number <= 4094
+
+
+@pytest.mark.parametrize("text", ["802.1Q", "802.1q", "802.1ad", "802.1AD"])
+def test_a_vlan_protocol_is_taken_in_any_case(text: str) -> None:
+    assert VlanProtocol.parse(text).lower() == text.lower()
+
+
+@given(anything)
+def test_any_text_is_a_vlan_protocol_or_refused(text: str) -> None:
+    assert isinstance(attempt(VlanProtocol.parse, text), UsageError | VlanProtocol)
+
+
+@pytest.mark.parametrize("text", ["ens3", "enp0s31f6np0.4011.4012", "x" * 127, "lan.1"])
+def test_a_name_of_a_parent_may_be_longer_than_a_links(text: str) -> None:
+    assert ParentName(text) == text
+
+
+@given(anything)
+def test_any_text_is_the_name_of_a_parent_or_refused(text: str) -> None:
+    name = attempt(ParentName, text)
+    assert isinstance(name, UsageError) or 1 <= len(name.encode()) <= 127
+
+
+@pytest.mark.parametrize(
+    ("link", "name"),
+    [
+        (Link(index=1, name="ens3", altnames=("enp1s0",)), "ens3"),
+        (Link(index=1, name="gv0123abcd.11", kind="vlan", vlan=11, altnames=("x.12", "enp1s0.11")), "enp1s0.11"),
+        (Link(index=1, name="gv0123abcd.11", kind="vlan", vlan=11, altnames=("x.12",)), "gv0123abcd.11"),
+        (Link(index=1, name="gv0123abcd.11", kind="dummy", altnames=("x.11",)), "gv0123abcd.11"),
+        (Link(index=1, name="vlan11", kind="vlan", vlan=11, altnames=("ens3.11",)), "vlan11"),
+    ],
+)
+def test_the_readable_name_of_a_link_is_its_own_unless_that_is_a_short_one_of_ours(link: Link, name: str) -> None:
+    assert link.readable == name
 
 
 @given(

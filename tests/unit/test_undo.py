@@ -1,6 +1,7 @@
 """Undo: last first, each its turn, and the first error stays the one that is raised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
@@ -104,3 +105,79 @@ def test_an_inverse_gets_the_words_it_was_given_and_runs_once() -> None:
     assert undo.run() == []
     assert undo.run() == []
     assert given == [((1, 2), {"three": 3})]
+
+
+def within(order: Order) -> Callable[[], AbstractContextManager[None]]:
+    """A lock that says when it is taken and given back."""
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        order.append("lock")
+        try:
+            yield
+        finally:
+            order.append("unlock")
+
+    return around
+
+
+def test_a_part_that_fails_is_taken_back_before_its_lock_is_given_back() -> None:
+    def fill(undo: Undo, order: Order) -> None:
+        push(undo, order, "one")
+        with undo.part("part", within(order)) as part:
+            push(part, order, "two", "three")
+            raise error
+
+    error = ValueError()
+    assert end_badly(fill, error) == ["lock", "three", "two", "unlock", "one"]
+
+
+def test_a_part_is_taken_back_in_its_turn_and_with_its_lock_where_a_later_step_fails() -> None:
+    def fill(undo: Undo, order: Order) -> None:
+        push(undo, order, "one")
+        with undo.part("part", within(order)) as part:
+            push(part, order, "two")
+            part.push("three", failing("no"))
+        order.append("later")
+        push(undo, order, "four")
+
+    error = ValueError()
+    assert end_badly(fill, error) == ["lock", "unlock", "later", "four", "lock", "two", "unlock", "one"]
+    assert error.__notes__ == ["not undone: three: no"]
+
+
+def test_a_part_in_which_nothing_was_begun_takes_no_lock_again() -> None:
+    def fill(undo: Undo, order: Order) -> None:
+        with undo.part("part", within(order)):
+            pass
+
+    assert end_badly(fill, ValueError()) == ["lock", "unlock"]
+
+
+def test_a_part_whose_lock_is_not_had_again_is_a_note() -> None:
+    turns = iter([within([])])
+
+    def around() -> AbstractContextManager[None]:
+        turn = next(turns, None)
+        if turn is None:
+            raise OSError("busy")
+        return turn()
+
+    def fill(undo: Undo, order: Order) -> None:
+        with undo.part("part", around) as part:
+            push(part, order, "one")
+
+    error = ValueError()
+    assert end_badly(fill, error) == []
+    assert error.__notes__ == ["not undone: part: busy"]
+
+
+def test_to_keep_a_part_is_to_keep_what_was_before_it_too() -> None:
+    def fill(undo: Undo, order: Order) -> None:
+        push(undo, order, "one")
+        with undo.part("part", within(order)) as part:
+            push(part, order, "two")
+            part.keep()
+            push(part, order, "three")
+
+    assert end_badly(fill, ValueError()) == ["lock", "unlock"]

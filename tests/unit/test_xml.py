@@ -18,7 +18,7 @@ from lxml import etree
 from guestnet import templates
 from guestnet.errors import ConflictError, UsageError
 from guestnet.guest import xml
-from guestnet.model import Backend, LinkName, Mac, Mode, Multicast
+from guestnet.model import Backend, LinkName, Mac, Mode, Multicast, VlanProtocol
 from tests.unit import golden
 from tests.unit.conftest import Guestnet
 
@@ -225,8 +225,10 @@ def domain_with(nics: list[dict[str, str]]) -> str:
 
 names = st.from_regex(r"[a-z0-9._-]{1,15}", fullmatch=True).filter(lambda text: text not in {".", ".."})
 macs = st.integers(1, 2**40 - 1).map(lambda number: "52:" + number.to_bytes(5, "big").hex(":"))
+parents = st.from_regex(r"[a-z0-9._-]{1,127}", fullmatch=True).filter(lambda text: text not in {".", ".."})
 made = st.builds(
-    record, mac=macs, parent=names, ifname=names, mode=st.sampled_from(Mode), backend=st.sampled_from(Backend),
+    record, mac=macs, parent=parents, outer=st.sampled_from(VlanProtocol), ifname=names, mode=st.sampled_from(Mode),
+    backend=st.sampled_from(Backend),
     multicast=st.sampled_from(Multicast), mtu=st.none() | st.integers(68, 65535),
 )  # fmt: skip
 
@@ -246,10 +248,11 @@ def test_records_come_back_from_the_metadata_as_they_were(nics: list[xml.Record]
     assert xml.records(etree.tostring(root, encoding="unicode"), "vm1") == tuple(nics)
 
 
-KEYS = ("mac", "parent", "mode", "ifname", "backend", "multicast", "mtu", "else")
+KEYS = ("mac", "parent", "mode", "ifname", "backend", "multicast", "mtu", "outer", "else")
 WHOLE = {"mac": "52:54:00:00:00:01", "parent": "ens3", "mode": "bridge", "backend": "macvtap", "multicast": "all"}
 xml_text = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", "Cn")), max_size=20)
-odd = xml_text | st.sampled_from(("-1", "0", "1e3", "٣", "1_500", " 1500 ", "65536", "9" * 5000, "vepa", "direct", ""))
+ODD = ("-1", "0", "1e3", "٣", "1_500", " 1500 ", "65536", "9" * 5000, "vepa", "direct", "802.1ad", "")
+odd = xml_text | st.sampled_from(ODD)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])

@@ -1,0 +1,125 @@
+"""What taking a topology down has to know and the kernel cannot say: what sysctls of the host were before, which guests
+have a NIC of it, and which namespaces were about to be made.
+
+Files in /run, so that they go with a reboot, as the sysctls do. They say nothing about links: those are marked
+themselves.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from guestnet.errors import GuestnetError, NotPermittedError
+from guestnet.kernel import lock
+
+Values = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """``sysctls`` are, by the name that is set, what it and those that change with it were, and ``set_to`` what it was
+    set to; ``namespaces`` and ``links`` (name and MAC) are what was to be made here, some of which a maker that was
+    killed may have left without its mark; ``guests`` are the NICs given to guests, as name and MAC; ``source`` is the
+    file it was brought up from."""
+
+    name: str
+    node: str = ""
+    source: str = ""
+    sysctls: Mapping[str, Values] = field(default_factory=dict)
+    set_to: Mapping[str, str] = field(default_factory=dict)
+    namespaces: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+    guests: tuple[tuple[str, str], ...] = ()
+
+
+def directory() -> Path:
+    """Where the files are."""
+    return lock.PATH.parent / "topology"
+
+
+def read(name: str) -> State | None:
+    """What is known of that topology; None where nothing is. Raises GuestnetError for a file that makes no sense."""
+    path = directory() / f"{name}.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise NotPermittedError(f"{path}: {error.strerror}", hint="run this with sudo") from None
+    except (OSError, ValueError) as error:
+        raise GuestnetError(f"{path} cannot be read: {error}", hint=f"look at it, then remove it: {path}") from None
+    try:
+        return State(
+            name=name, node=str(found["node"]), source=str(found["source"]),
+            sysctls={str(key): _pairs(values) for key, values in found["sysctls"].items()},
+            set_to={str(key): str(value) for key, value in found["set_to"].items()},
+            namespaces=tuple(str(one) for one in found["namespaces"]), links=_pairs(found["links"]),
+            guests=_pairs(found["guests"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise GuestnetError(f"{path} is not what guestnet writes", hint=f"look at it, then remove it: {path}") from None
+
+
+def _pairs(values: Any) -> Values:
+    return tuple((str(one), str(other)) for one, other in values)
+
+
+def write(state: State) -> None:
+    """Keep it, in one step: whoever is killed leaves the old file or the new one."""
+    where = directory()
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = where / f"{state.name}.json"
+    new = where / f".{state.name}.new"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        json.dump(asdict(state), file, indent=2)
+        file.write("\n")
+    os.replace(new, path)
+
+
+def put_back(name: str, before: State | None) -> None:
+    """Make it what it was."""
+    if before is None:
+        remove(name)
+    else:
+        write(before)
+
+
+def remove(name: str) -> None:
+    """Forget a topology; the directory goes with the last one."""
+    where = directory()
+    for path in (where / f"{name}.json", where / f".{name}.new"):
+        path.unlink(missing_ok=True)
+    try:
+        where.rmdir()
+    except OSError:
+        return  # others are there, or it is gone
+
+
+def names() -> tuple[str, ...]:
+    """The topologies of which something is known."""
+    try:
+        return tuple(sorted(path.stem for path in directory().glob("*.json")))
+    except PermissionError:
+        return ()
+
+
+def hand_over(state: State) -> dict[str, Values]:
+    """The sysctls that are to be put back when a topology goes, each with what it and those that go with it were.
+
+    One that another topology needs too is not: what it was before both is written to that one's file, and it is put
+    back when that goes.
+    """
+    others = {name: found for name in names() if name != state.name and (found := read(name)) is not None}
+    back: dict[str, Values] = {}
+    for sysctl, values in state.sysctls.items():
+        heir = next((other for other in others.values() if sysctl in other.sysctls), None)
+        if heir is None:
+            back[sysctl] = values
+            continue
+        others[heir.name] = replace(heir, sysctls={**heir.sysctls, sysctl: values})
+        write(others[heir.name])
+    return back
