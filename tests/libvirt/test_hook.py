@@ -19,7 +19,7 @@ import pytest
 from guestnet.errors import TimedOutError
 from tests.libvirt.conftest import Host, address, ping
 
-pytestmark = [pytest.mark.root, pytest.mark.guest]
+pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.guest_runs_on]
 
 GUEST = "n1g2"
 MAC = "52:54:00:00:f0:0c"
