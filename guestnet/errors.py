@@ -1,5 +1,6 @@
 """The errors a person sees: what went wrong, about which name, why, and what to do next."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -32,6 +33,15 @@ class GuestnetError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def raise_together(failures: Sequence[GuestnetError]) -> None:
+    """Raise the first of these failures with the others as its notes; do nothing where there is none."""
+    if failures:
+        first, *others = failures
+        for other in others:
+            first.add_note(other.message)
+        raise first
 
 
 class UsageError(GuestnetError):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from guestnet import apply
 from guestnet.errors import ConflictError, GuestnetError, NotPermittedError, UsageError
-from guestnet.guest.domain import Hypervisor, is_usual
+from guestnet.guest.domain import Hypervisor, has_guests_on_record, is_usual
 from guestnet.kernel import lock, tap
 from guestnet.kernel.link import Links
-from guestnet.model import Guest, Kind, Link
+from guestnet.model import HOST_ALIAS, Guest, Kind, Link, Owner
 from guestnet.plan.detach import delete_links
 from guestnet.plan.host import Host
 from guestnet.plan.orphans import Evidence, Verdict, judge
@@ -46,13 +46,19 @@ class Options:
 def collect(options: Options) -> Outcome:
     """Delete the orphans. One that cannot be deleted stops no other; the first such error is raised at the end.
 
-    Nothing is deleted where libvirt cannot be asked or knows no guest, or where another than the host's own knows none
-    of those that links are marked for: GuestnetError then. A guest that another guestnet is at work on keeps its links.
+    Where libvirt cannot be asked or knows no guest, or where another than the host's own knows none of those that links
+    are marked for, only the macvtaps of QEMUs without libvirt are deleted; GuestnetError then. A guest that another
+    guestnet is at work on keeps its links.
     """
     begun = time.monotonic()
-    with _judged(options, some_known=True) as (links, _, verdicts):
+    with _judged(options, some_known=True) as (links, _, verdicts, unasked):
         steps = delete_links(verdict.link for verdict in verdicts if verdict.orphan)
         _carry_out(steps, links, options)
+    if unasked is not None:
+        for step in steps:
+            done = f"would {step}" if options.dry_run else f"{step.name}: deleted"
+            unasked.add_note(f"{done}, which is no guest of libvirt's")
+        raise unasked
     return Outcome(verdicts=verdicts, steps=steps, seconds=time.monotonic() - begun, dry_run=options.dry_run)
 
 
@@ -65,7 +71,9 @@ def collect_of(guest: str, names: tuple[str, ...], options: Options) -> Outcome:
     """
     begun = time.monotonic()
     wanted = {name.lower() for name in names}
-    with _judged(options) as (links, host, verdicts):
+    with _judged(options) as (links, host, verdicts, unasked):
+        if unasked is not None:
+            raise unasked
         chosen = [
             verdict
             for verdict in verdicts
@@ -85,9 +93,14 @@ def collect_of(guest: str, names: tuple[str, ...], options: Options) -> Outcome:
 
 
 @contextmanager
-def _judged(options: Options, *, some_known: bool = False) -> Iterator[tuple[Links, Host, tuple[Verdict, ...]]]:
+def _judged(
+    options: Options, *, some_known: bool = False
+) -> Iterator[tuple[Links, Host, tuple[Verdict, ...], GuestnetError | None]]:
     """The verdict on each link of ours; it holds while the block lasts, since the locks do. With ``some_known`` another
-    libvirt than the host's own has to know one of the guests that links are marked for."""
+    libvirt than the host's own has to know one of the guests that links are marked for.
+
+    Where the guests have to be known, and are not, the last part says why.
+    """
     if os.geteuid() != 0:
         raise NotPermittedError("who holds a link open is for root to see", hint="run this with sudo")
     with Links() as links, ExitStack() as stack:
@@ -100,11 +113,21 @@ def _judged(options: Options, *, some_known: bool = False) -> Iterator[tuple[Lin
             except ConflictError as error:
                 busy[uuid] = error.message
         # asked with the locks of the guests held, so that no attach is between its link and its <interface>
-        guests = _guests(before, options, some_known=some_known) if any(link.ours for link in before) else ()
+        guests: tuple[Guest, ...] = ()
+        unasked: GuestnetError | None = None
+        if any(link.ours and link.owner is not Owner.QEMU and link.alias != HOST_ALIAS for link in before):
+            try:
+                guests = _guests(before, options, some_known=some_known)
+            except UsageError:
+                raise
+            except GuestnetError as error:
+                unasked = error
         with lock.held(notice=options.notice):
             busy |= {uuid: "its guest is being started" for uuid, held in mine.items() if held.stirred()}
             evidence = _evidence(links, before, guests, busy, lock.others(mine))
-            yield links, evidence.host, judge(evidence)
+            if unasked is not None:
+                evidence = replace(evidence, unasked=unasked.message)
+            yield links, evidence.host, judge(evidence), unasked
 
 
 def _carry_out(steps: tuple[DeleteLink, ...], links: Links, options: Options) -> None:
@@ -120,6 +143,8 @@ def _guests(links: tuple[Link, ...], options: Options, *, some_known: bool) -> t
     except UsageError:
         raise
     except GuestnetError as error:
+        if is_usual(options.uri) and not has_guests_on_record() and not any(link.guest_uuid for link in links):
+            return ()
         raise GuestnetError(
             f"nothing is collected, since the guests are not known: {error.message}", hint=error.hint
         ) from error

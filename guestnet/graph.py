@@ -9,8 +9,10 @@ from guestnet.errors import GuestnetError, NotFoundError
 from guestnet.inet import Address, Ip, Route
 from guestnet.kernel import echo, netns
 from guestnet.kernel.place import Places
-from guestnet.model import Link, Owner
-from guestnet.plan.drawing import HostPicture, Leaf, Picture, Stem, leaf, of_topology, printable
+from guestnet.machine import machine_id
+from guestnet.model import Kind, Link, Owner
+from guestnet.plan.drawing import HostPicture, Leaf, Picture, Stem, leaf, of_topology, path_words, printable
+from guestnet.plan.drawing import path as path_of
 from guestnet.plan.host import Host
 from guestnet.plan.layout import Topology
 from guestnet.plan.reach import Reach
@@ -26,20 +28,21 @@ _FONT = "DejaVu Sans Mono,monospace"
 _RED = "#b00020"
 
 
-def of_file(topology: Topology, options: deploy.Options | None = None) -> Picture:
+def of_file(topology: Topology, options: deploy.Options | None = None, *, path: bool = False) -> Picture:
     """The picture of a file, with the pairs that by its routes and modes do not reach each other.
 
     With ``options`` it is beside what is on this node: endpoints that are not there or not right are marked, and what
-    does not answer a ping from here is told.
+    does not answer a ping from here is told. ``path`` draws what each guest's frames pass as well.
     """
+    macs = {one.title: one.mac_of(topology.name, machine_id()) for one in topology.endpoints} if path else None
     if options is None:
-        return of_topology(topology, below=_unreached(topology))
+        return of_topology(topology, below=_unreached(topology), macs=macs)
     outcome = deploy.status(topology, options)
     node = topology.node(outcome.node)
     marks = {f"{node.name}/{row.name}": (row.state,) for row in outcome.rows if row.state != "up"}
     links = {(node.name, name): link for name, link in options.parents.items()}
     answers = checking.ping(topology, node)
-    return of_topology(topology, links=links, marks=marks, below=checking.told(answers))
+    return of_topology(topology, links=links, marks=marks, below=checking.told(answers), macs=macs)
 
 
 def _unreached(topology: Topology) -> tuple[str, ...]:
@@ -48,19 +51,20 @@ def _unreached(topology: Topology) -> tuple[str, ...]:
     return checking.told(answers, only=lambda one: bool(one.why))
 
 
-def of_host(uri: str, *, check: bool = False) -> Picture:
+def of_host(uri: str, *, check: bool = False, path: bool = False) -> Picture:
     """The picture of what is on this host: macvtaps and macvlans here and in named network namespaces, what they stand
     on, whose they are, and what is amiss with them.
 
-    With ``check`` the host and the namespaces ping each other. Where libvirt does not answer, guests go by the name on
-    their link. Raises NotPermittedError for who may not look into the namespaces.
+    With ``check`` the host and the namespaces ping each other, with ``path`` what each guest's frames pass is drawn.
+    Where libvirt does not answer, guests go by the name on their link. Raises NotPermittedError for who may not look
+    into the namespaces.
     """
     with Places() as places, netns.own() as home:
         rooms = {"": _contents(places, "", None)}
         for name in netns.names():
             if netns.exists(name):
                 rooms[name] = _contents(places, name, home)
-        look = _Look(host=Host(links=rooms[""].links), rooms=rooms)
+        look = _Look(host=Host(links=rooms[""].links), rooms=rooms, path=path)
         look.guests(uri)
         stems = tuple((stem, "") for stem in look.stems())
         below = [*look.below, *(_pings(look, places) if check else ())]
@@ -81,6 +85,7 @@ class _Look:
 
     host: Host
     rooms: Mapping[str, Contents]
+    path: bool
     nics: dict[str, "Row"] = field(default_factory=dict)
     homeless: list["Row"] = field(default_factory=list)
     below: list[str] = field(default_factory=list)
@@ -124,9 +129,10 @@ class _Look:
                     stem = self._stem(child)
                     above += [stem] if stem.above else []
         above += [self._missing(row) for row in self.homeless if self.host.find(row.parent) is link]
-        return Stem(name=link.readable, above=tuple(above), marks=_state(link))
+        words = path_words(link.vlan) if self.path else ""
+        return Stem(name=link.readable, above=tuple(above), marks=_state(link), words=words)
 
-    def _leaf(self, link: Link, room: str, contents: Contents) -> Leaf:
+    def _leaf(self, link: Link, room: str, contents: Contents) -> Leaf | Stem:
         marks = list(_state(link))
         title, addresses, routes = f"NS: {room}" if room else "", _addresses(link, contents), _routes(link, contents)
         row = self.nics.get(link.name) if not room else None
@@ -135,6 +141,9 @@ class _Look:
             title = f"QEMU: {name}" if link.owner is Owner.QEMU else f"guest: {name}"
             addresses, routes = [link.mac], []
             marks = [*(row.problems if row is not None else ()), *(marks if row is None or not row.problems else ())]
+            if self.path and link.kind == Kind.MACVTAP:
+                has = leaf(name="", kind=f"NIC {link.mac}", title=title, mode=None, addresses=(), marks=marks)
+                return path_of(has, node=f"/dev/tap{link.index}", link=link.name, mac=link.mac, mode=link.mode)
         return leaf(
             name=link.name, kind=link.kind, title=title, mode=link.mode, addresses=addresses, routes=routes, marks=marks
         )
@@ -247,7 +256,8 @@ def _graph(picture: Picture) -> Any:
 
 
 def _add_stem(graph: Any, stem: Stem, name: str) -> str:
-    graph.node(name, **_dress([stem.name], stem.marks, shape="ellipse"))
+    words = [stem.words] if stem.words else []
+    graph.node(name, **_dress([stem.name, *words], stem.marks, shape="ellipse"))
     for number, above in enumerate(stem.above):
         if isinstance(above, Stem):
             other = _add_stem(graph, above, f"{name}_{number}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from guestnet import apply
 from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
-from guestnet.kernel import lock, netns
+from guestnet.kernel import lock, netns, tap
 from guestnet.kernel.link import Links
 from guestnet.linklist import Row, number_of_ours, rows_of
 from guestnet.model import Kind, Mode, Owner
@@ -134,16 +134,25 @@ def change(kind: Kind, name: str, wanted: plan.Change, options: Options, *, fore
         return _outcome(made, rows, begun, options)
 
 
-def delete(kind: Kind, names: tuple[str, ...], options: Options, *, foreign: bool = False) -> Outcome:
-    """Delete links. One that may not or cannot be deleted stops no other: the first such error is raised at the end,
-    and has the others, and what was deleted, as its notes."""
+def delete(
+    kind: Kind, names: tuple[str, ...], options: Options, *, foreign: bool = False, force: bool = False
+) -> Outcome:
+    """Delete links; a macvtap that a process has open only by ``force``.
+
+    One that may not or cannot be deleted stops no other: the first such error is raised at the end, and has the others,
+    and what was deleted, as its notes.
+    """
     begun = time.monotonic()
     with _at_work(options) as places:
         _, host = places.hosts()
         lowers = [host.below(link) for link in map(host.find, names) if link is not None]
         if kind is Kind.VLAN or any(made_for_guests(lower) for lower in lowers if lower is not None):
             host = replace(host, used_elsewhere=places.there.used_elsewhere(), addressed=places.there.addressed())
-        made = plan.delete(kind, names, host, foreign=foreign)
+        holders = None
+        if not force and os.geteuid() == 0:  # who has it open is for root to see
+            named = (link for link in map(host.find, names) if link is not None)
+            holders = tap.held(named, namespace=places.into)
+        made = plan.delete(kind, names, host, foreign=foreign, holders=holders)
         rows = places.rows(made.links)
         failures = list(made.failures)
         if not options.dry_run:

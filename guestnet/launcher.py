@@ -5,6 +5,7 @@ starts and on SIGHUP (virHookInitialize, src/util/virhook.c): so a running one h
 """
 
 import errno
+import hashlib
 import math
 import os
 import re
@@ -38,7 +39,8 @@ _DAEMONS = ("libvirtd", "virtqemud")
 _DIRECTORIES_SINCE = (6, 5, 0)
 _PYTHON = re.compile(rb"^python='([^'\n]*)'$", re.MULTILINE)
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
-_TOLD_BY = "hook/told"
+_MARK = b"#!/bin/sh\n# guestnet hook "
+_SUM = re.compile(rb"^# sha256 .*\n", re.MULTILINE)
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LOCK = lock.DIRECTORY / "hook.lock"
 _ANSWERS = lock.DIRECTORY / "answers"
@@ -266,10 +268,19 @@ def _read(path: Path) -> bytes | None:
         os.close(fd)
 
 
-def _is_ours(path: Path, template: str = "hook/launcher") -> bool:
-    """Whether it is as some guestnet with these templates wrote it, to the last line: what is more is somebody's."""
-    wanted = re.sub(rb"@[A-Z]+@", rb"[^'\\n]*", re.escape(templates.read(template)))
-    return re.fullmatch(wanted, _read(path) or b"") is not None
+def sealed(text: bytes) -> bytes:
+    """A hook with the sum of its other lines in it, by which every guestnet knows the text for one of guestnet's."""
+    return _SUM.sub(b"# sha256 %s\n" % _sum(text), text, count=1)
+
+
+def _sum(text: bytes) -> bytes:
+    return hashlib.sha256(_SUM.sub(b"", text, count=1)).hexdigest().encode()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is as some guestnet wrote it, this version or another: one that was changed since is somebody's."""
+    text = _read(path) or b""
+    return text.startswith(_MARK) and _SUM.search(text) is not None and sealed(text) == text
 
 
 def _is_current(path: Path) -> bool:
@@ -305,7 +316,7 @@ def _wanted() -> bytes:
     if not os.path.isabs(python) or "'" in python or not python.isprintable():
         raise UsageError(f"the hook cannot name the Python {python!r}", hint="install guestnet into another one")
     text = templates.read("hook/launcher").replace(b"@REFUSED@", str(HOOK_REFUSED).encode())
-    return text.replace(b"@PYTHON@", os.fsencode(python))
+    return sealed(text.replace(b"@PYTHON@", os.fsencode(python)))
 
 
 def _check_python() -> None:
@@ -457,10 +468,10 @@ def _hook_of_the_daemon(directory: Path) -> Iterator[bool]:
     """Have daemons write down that they have looked. False where a libvirt before 6.5 has a hook of somebody else's."""
     several = takes_directories(version())
     path = directory / ("daemon.d/guestnet" if several else "daemon")
-    if _read(path) is not None and not _is_ours(path, _TOLD_BY):
+    if _read(path) is not None and not _is_ours(path):
         yield False
         return
-    text = templates.read(_TOLD_BY).replace(b"@ANSWERS@", os.fsencode(_ANSWERS))
+    text = sealed(templates.read("hook/told").replace(b"@ANSWERS@", os.fsencode(_ANSWERS)))
     with _writing(path):
         _replace(_ANSWERS, b"", 0o600)
         _replace(path, text, 0o755)
@@ -476,7 +487,7 @@ def _hook_of_the_daemon(directory: Path) -> Iterator[bool]:
 
 def _clear(directory: Path) -> None:
     """Take away what a ``tell`` that was killed has left."""
-    left = [path for path in (directory / "daemon.d/guestnet", directory / "daemon") if _is_ours(path, _TOLD_BY)]
+    left = [path for path in (directory / "daemon.d/guestnet", directory / "daemon") if _is_ours(path)]
     if not left:
         return
     with lock.held(TIMEOUT, path=_LOCK):  # one that is at work takes it away itself

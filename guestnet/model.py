@@ -335,6 +335,7 @@ def qemu_alias(name: str) -> str:
 
 QEMU_ALIAS = ALIAS_PREFIX + "qemu:"
 HOST_ALIAS = ALIAS_PREFIX + "host"
+SHIM_ALIAS = ALIAS_PREFIX + "shim"
 VLAN_ALIAS = ALIAS_PREFIX + "vlan"
 
 

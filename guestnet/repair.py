@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from guestnet import apply, launcher
-from guestnet.attach import Options, Outcome, Work, at_work, nics_of
+from guestnet.attachment import Options, Outcome, Work, at_work, nics_of
 from guestnet.errors import GuestnetError, TimedOutError
 from guestnet.guest.domain import is_usual
 from guestnet.kernel import tap

@@ -2,18 +2,48 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+from guestnet import trail
 from guestnet.errors import GuestnetError
+
+_quiet = False
+
+
+def be_quiet(wanted: bool = True) -> None:
+    """Say nothing from now on but what was asked for, and errors."""
+    global _quiet  # noqa: PLW0603 - there is one stdout and one stderr
+    _quiet = wanted
+
+
+def is_quiet() -> bool:
+    """Whether nothing is to be said but what was asked for."""
+    return _quiet
+
+
+def be_verbose(wanted: bool = True) -> None:
+    """Say each step on stderr as it is taken: what is asked of the kernel and of libvirt, and what is taken back."""
+    trail.leave()
+    if not wanted:
+        return
+    begun = time.monotonic()
+    trail.follow(lambda text: _aside(f"{time.monotonic() - begun:8.3f} s  {text}"))
 
 
 def line(text: str = "") -> None:
     """One line of the answer."""
     _write(_printable(text) + "\n")
+
+
+def told(text: str) -> None:
+    """One line that says what a command has done; who wants it quiet sees that by the exit status."""
+    if not _quiet:
+        line(text)
 
 
 def _write(text: str) -> None:
@@ -44,6 +74,11 @@ def unwritten(reason: str) -> GuestnetError:
 
 def note(text: str) -> None:
     """One line beside the answer, on stderr: what is going on, what was done on the way."""
+    if not _quiet:
+        _aside(text)
+
+
+def _aside(text: str) -> None:
     print(_printable(text), file=sys.stderr, flush=True)
 
 
@@ -81,11 +116,11 @@ def error(problem: GuestnetError, *, json_wanted: bool) -> None:
         body = {"message": problem.message, "hint": problem.hint, "code": int(problem.code), "notes": list(notes)}
         _write(json.dumps({"error": body}, indent=2) + "\n")
         return
-    note(f"guestnet: {problem.message}")
+    _aside(f"guestnet: {problem.message}")
     for text in notes:
-        note(f"  {text}")
+        _aside(f"  {text}")
     if problem.hint:
-        note(f"hint: {problem.hint}")
+        _aside(f"hint: {problem.hint}")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -108,7 +143,7 @@ def _width(text: str) -> int:
 @contextmanager
 def progress(*, json_wanted: bool) -> Iterator[Callable[[float], None]]:
     """Something to call with the seconds waited so far; it shows them on a terminal once they are more than one."""
-    if json_wanted or not sys.stderr.isatty():
+    if json_wanted or _quiet or not sys.stderr.isatty():
         yield lambda _seconds: None
         return
     status: Any = None
@@ -143,7 +178,7 @@ def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
     if done.steps and not done.dry_run:
         where = " and ".join(word for word, is_in in (("live", done.live), ("config", done.config)) if is_in)
         said = f" ({where})" if where and verb != "mended" else ""
-        line(f"{done.guest}: {verb}{said} in {done.seconds * 1000:.0f} ms")
+        told(f"{done.guest}: {verb}{said} in {done.seconds * 1000:.0f} ms")
     if done.dry_run:
         return
     for nic in done.nics:
@@ -151,7 +186,7 @@ def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
         if verb != "detached":
             facts += [f"PCI {nic.pci}"] if nic.pci else []
             facts += ["no carrier"] if nic.carrier is False else []
-        line("  " + ", ".join(facts))
+        told("  " + ", ".join(facts))
 
 
 def _preamble(done: Any, what: str) -> None:
@@ -159,9 +194,9 @@ def _preamble(done: Any, what: str) -> None:
     for step in done.steps if done.dry_run else ():
         line(f"would {step}")
     for text in done.notes:
-        line(f"note: {text}")
+        told(f"note: {text}")
     if not done.steps:
-        line(f"{what}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
+        told(f"{what}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
 
 
 def document(text: str) -> None:
@@ -208,7 +243,7 @@ def links_outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
         return
     _preamble(done, ", ".join(done.names))
     for row in done.links if done.steps and not done.dry_run else ():
-        line(f"{row.name}: {_link_words(row, done.steps, verb)}")
+        told(f"{row.name}: {_link_words(row, done.steps, verb)}")
 
 
 def _link_words(row: Any, steps: Sequence[Any], verb: str) -> str:

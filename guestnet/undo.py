@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from guestnet import trail
+
 
 class Undo:
     """A stack of inverses, run last-first unless the block that made them ends well.
@@ -72,6 +74,7 @@ class Undo:
         failures = []
         while self._inverses:
             what, inverse = self._inverses.pop()
+            trail.tell(f"take back: {what}".__str__)
             try:
                 failures += inverse()
             except BaseException as error:  # every inverse gets its turn, whatever the one before it met

@@ -18,6 +18,7 @@ import pytest
 
 from guestnet.kernel import netns, tap
 from guestnet.kernel.link import Links
+from guestnet.lab import cache
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -104,7 +105,7 @@ def trace(*, live_nodes: bool = not _SHARED) -> Trace:
     if not live_nodes:
         nodes = {name for name in nodes if not _is_alive(name)}
     if _SHARED:
-        mounts = {path for path in mounts if not path.startswith("/run/")}
+        mounts = {path for path in mounts if not path.startswith(("/run/", f"{cache.directory('')}"))}
         namespaces = set()
     return Trace(
         links=names, namespaces=frozenset(namespaces), nodes=frozenset(nodes), fds=frozenset(fds),

@@ -5,14 +5,18 @@ effect that was cut short in its middle, by a signal or by a lost answer, is tak
 """
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
+from guestnet import trail
 from guestnet.apply import links
 from guestnet.apply.doors import UNPLUG_TIMEOUT, Doors, GuestDoor
-from guestnet.errors import GuestnetError
+from guestnet.errors import GuestnetError, raise_together
 from guestnet.plan import steps as plan
 from guestnet.undo import Undo
 
-__all__ = ["UNPLUG_TIMEOUT", "Doors", "GuestDoor", "Watch", "run"]
+__all__ = ["UNPLUG_TIMEOUT", "Doors", "GuestDoor", "Watch", "in_order", "run"]
+
+_Step = TypeVar("_Step")
 
 Watch = Callable[[str, plan.Step], None]
 """Called with "begin" and "end" around each step; what it raises ends the work like a failed step."""
@@ -21,28 +25,44 @@ Watch = Callable[[str, plan.Step], None]
 def run(steps: Iterable[plan.Step], doors: Doors, undo: Undo, watch: Watch | None = None) -> None:
     """Carry out the steps in their order.
 
-    What fails raises, and ``undo`` takes back what was done. From the first deletion of a link on there is no way
-    back: nothing is undone then, the other deletions are done all the same, and every failure is told.
+    What fails raises, and ``undo`` takes back what was done. The deletion of a link has no way back: what was done
+    before it stays. Those that follow one another are all tried, and every failure is told.
     """
+
+    def do(step: plan.Step) -> None:
+        _one(step, doors, undo)
+
+    in_order(steps, undo, watch, deletes=lambda step: isinstance(step, plan.DeleteLink), do=do)
+
+
+def in_order(
+    steps: Iterable[_Step],
+    undo: Undo,
+    watch: Callable[[str, _Step], None] | None,
+    *,
+    deletes: Callable[[_Step], bool],
+    do: Callable[[_Step], None],
+) -> None:
+    """What ``run`` promises, for steps of any kind: ``deletes`` says which of them have no way back."""
     failures: list[GuestnetError] = []
     for step in steps:
+        gone = deletes(step)
+        if failures and not gone:
+            break
         if watch is not None:
             watch("begin", step)
-        if isinstance(step, plan.DeleteLink):
+        trail.tell(step.__str__)
+        if gone:
             undo.keep()
             try:
-                links.delete(step, doors.target)
+                do(step)
             except GuestnetError as error:
                 failures.append(error)
         else:
-            _one(step, doors, undo)
+            do(step)
         if watch is not None:
             watch("end", step)
-    if failures:
-        first, *others = failures
-        for other in others:
-            first.add_note(other.message)
-        raise first
+    raise_together(failures)
 
 
 def _one(step: plan.Step, doors: Doors, undo: Undo) -> None:

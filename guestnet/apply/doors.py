@@ -40,7 +40,7 @@ class GuestDoor(Protocol):
 
 
 class HookDoor(Protocol):
-    """The hook that libvirt calls; guestnet.attach has the one there is."""
+    """The hook that libvirt calls; guestnet.attachment has the one there is."""
 
     @property
     def used(self) -> bool:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from guestnet.apply import links
+from guestnet.apply import in_order, links
 from guestnet.apply.doors import Doors
-from guestnet.errors import GuestnetError, NotFoundError
+from guestnet.errors import NotFoundError
 from guestnet.kernel import netns, sysctl
 from guestnet.kernel.link import Links
 from guestnet.kernel.place import Place, Places
@@ -52,42 +52,20 @@ class Ground:
 def run(steps: Sequence[plan.Step], ground: Ground, undo: Undo, watch: Watch | None = None) -> None:
     """Carry out the steps in their order.
 
-    What fails raises, and ``undo`` takes back what was done. A deletion of a link or of a namespace has no way back:
-    what was done before it stays. Those that follow one another are all tried, and every failure is told.
+    What fails raises, and ``undo`` takes back what was done. A deletion of a link or of a namespace has no way back, as
+    in ``guestnet.apply.run``.
     """
-    failures: list[GuestnetError] = []
-    for step in steps:
-        gone = isinstance(step, plan.DeleteNamespace) or (
-            isinstance(step, plan.Within) and isinstance(step.step, DeleteLink)
-        )
-        if failures and not gone:
-            break
-        if watch is not None:
-            watch("begin", step)
-        if gone:
-            undo.keep()
-            try:
-                _delete(step, ground)
-            except GuestnetError as error:
-                failures.append(error)
-        else:
-            _carry_out(step, ground, undo)
-        if watch is not None:
-            watch("end", step)
-    if failures:
-        first, *others = failures
-        for other in others:
-            first.add_note(other.message)
-        raise first
+
+    def do(step: plan.Step) -> None:
+        _carry_out(step, ground, undo)
+
+    in_order(steps, undo, watch, deletes=_deletes, do=do)
 
 
-def _delete(step: plan.Step, ground: Ground) -> None:
-    match step:
-        case plan.Within(netns=name, step=DeleteLink() as deletion):
-            links.delete(deletion, ground.doors(name).target)
-        case plan.DeleteNamespace():
-            ground.forget(step.name)
-            netns.remove(step.name)
+def _deletes(step: plan.Step) -> bool:
+    return isinstance(step, plan.DeleteNamespace) or (
+        isinstance(step, plan.Within) and isinstance(step.step, DeleteLink)
+    )
 
 
 def _carry_out(step: plan.Step, ground: Ground, undo: Undo) -> None:
@@ -95,6 +73,9 @@ def _carry_out(step: plan.Step, ground: Ground, undo: Undo) -> None:
         case plan.AddNamespace():
             undo.push(str(step), _take_back_namespace, step, ground)
             netns.make(step.name, lambda: _furnish(step.mark), over_leftover=step.name in ground.leftovers)
+        case plan.DeleteNamespace():
+            ground.forget(step.name)
+            netns.remove(step.name)
         case plan.Within():
             doors = ground.doors(step.netns)
             if isinstance(step.step, AddLink):

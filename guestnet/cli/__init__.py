@@ -4,17 +4,19 @@ Each group of commands is a module of its own, imported when one of its commands
 and a mistyped word cost no more than they must.
 """
 
+import copy
 import importlib
 import os
 import signal
 import sys
-from types import FrameType
+from collections.abc import Callable
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperGroup, TyperOption
 
-from guestnet import __version__, report
+from guestnet import report
 from guestnet.errors import ExitCode, GuestnetError, UsageError
 
 _COMMANDS = {
@@ -35,7 +37,9 @@ _COMMANDS = {
     "host": ("host", "The host's own link on a parent, so that the host and its guests talk."),
     "topology": ("topology", "Bring up whole networks of namespaces, hosts and guests, described by a file."),
     "graph": ("graph", "Draw what is on this host: links, namespaces, guests."),
+    "vagrant": ("vagrant", "Print the lines of a Vagrantfile that put a machine on a parent."),
     "lab": ("lab", "Hosts, switch and guests to try things on, all in namespaces."),
+    "completion": ("completion", "Print the script that lets a shell complete commands, guests, parents and links."),
 }
 
 # what click calls its UsageError and ClickException, by the one way to them that Typer publishes
@@ -44,16 +48,13 @@ _ClickException: Any = _ClickUsageError.__bases__[0]
 
 
 class _LazyGroup(TyperGroup):
+    summaries = MappingProxyType({name: text for name, (_, text) in _COMMANDS.items()})
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"guestnet.cli.{_COMMANDS[cmd_name][0]}")
-        command = typer.main.get_command(getattr(module, f"{cmd_name}_app"))
-        command.name = cmd_name
-        return command
+        return _command(cmd_name) if cmd_name in _COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
@@ -64,11 +65,13 @@ class _LazyGroup(TyperGroup):
                 f"there is no command {args[0]!r}",
                 hint=f"did you mean {' or '.join(near)}?" if near else "guestnet --help lists the commands",
             )
+        if args and args[0] in _COMMANDS:
+            return args[0], _command(args[0], *args[1:2]), args[1:]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl(list(self.summaries.items()))
 
 
 app = typer.Typer(
@@ -76,15 +79,84 @@ app = typer.Typer(
 )
 
 
+def _command(name: str, below: str = "") -> Any:
+    """The command of that name. Of a group only the one ``below`` it that is called is made, if there is such a one:
+    each of the others would cost half a millisecond."""
+    group: typer.Typer = getattr(importlib.import_module(f"guestnet.cli.{_COMMANDS[name][0]}"), f"{name}_app")
+    called = [one for one in group.registered_commands if below and below == _name_of(one)]
+    if called and len(group.registered_commands) > 1:
+        group = copy.copy(group)
+        group.registered_commands = called
+        command: Any = typer.main.get_group(group)
+    else:
+        command = typer.main.get_command(group)
+    command.name = name
+    _take_loudness(command)
+    return command
+
+
+def _name_of(command: Any) -> str:
+    return str(command.name or typer.main.get_command_name(command.callback.__name__))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
-        report.line(f"guestnet {__version__}")
+        from guestnet.cli import version
+
+        version.show(json="--json" in sys.argv)
         raise typer.Exit
+
+
+def _json(wanted: bool) -> None:
+    if wanted and "--version" not in sys.argv:
+        raise UsageError("--json belongs to a command", hint="write it behind the command: guestnet list --json")
+
+
+def _quiet(wanted: bool) -> None:
+    if wanted:
+        report.be_quiet()
+
+
+def _verbose(wanted: bool) -> None:
+    if wanted:
+        report.be_verbose()
+
+
+_LOUDNESS: tuple[tuple[str, Any, str], ...] = (
+    ("--quiet", _quiet, "Say nothing but errors and what is asked for."),
+    ("--verbose", _verbose, "Say each step of the kernel's and libvirt's on stderr."),
+)
+
+
+def _take_loudness(command: Any) -> None:
+    """Let a command and those below it take the options that go with every command, also behind its name."""
+    for below in getattr(command, "commands", {}).values():
+        _take_loudness(below)
+    if not command.ignore_unknown_options:  # there they may be another program's
+        command.params += [
+            TyperOption(
+                param_decls=[name], is_flag=True, default=False, callback=_heard(act), expose_value=False, hidden=True
+            )
+            for name, act, _ in _LOUDNESS
+        ]
+
+
+def _heard(act: Callable[[bool], None]) -> Callable[[Any, Any, bool], None]:
+    return lambda _context, _parameter, wanted: act(wanted)
 
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", help="Show the version.", callback=_version, is_eager=True),
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Show the versions of guestnet, kernel, libvirt and QEMU.",
+        callback=_version,
+        is_eager=True,
+    ),
+    json: bool = typer.Option(False, "--json", help="With --version: in JSON.", callback=_json),
+    quiet: bool = typer.Option(False, _LOUDNESS[0][0], help=_LOUDNESS[0][2], callback=_quiet),
+    verbose: bool = typer.Option(False, _LOUDNESS[1][0], help=_LOUDNESS[1][2], callback=_verbose),
 ) -> None:
     """Attach libvirt and QEMU guests directly to a real network, by macvtap."""
 
@@ -97,6 +169,8 @@ def main() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     status = int(ExitCode.DONE)
+    report.be_quiet(False)
+    report.be_verbose(False)
     words = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv  # what follows is another program's
     try:
         if sys.stdout is None:  # nothing was done yet, and no fd of ours shall become fd 1

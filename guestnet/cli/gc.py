@@ -20,7 +20,8 @@ def collect(
 ) -> None:
     """Delete the links that guestnet made and nobody uses any more, and say of each why it goes or stays.
 
-    A link goes when no guest's XML names it and no process holds it open. Nothing goes while libvirt cannot be asked.
+    A link goes when no guest's XML names it and no process holds it open. While libvirt cannot be asked only what a
+    QEMU without libvirt left goes.
     """
     from guestnet import gc as verb
 
@@ -53,7 +54,10 @@ def collect(
         return
     report.table(("LINK", "GUEST", "ORPHAN", "WHY"), rows)
     for step in outcome.steps:
-        report.line(f"would {step}" if dry_run else f"{step.name}: deleted")
+        if dry_run:
+            report.line(f"would {step}")
+        else:
+            report.told(f"{step.name}: deleted")
 
 
 @repair_app.command()
@@ -69,7 +73,7 @@ def repair(
     A NIC whose link is gone is plugged in again, with the same MAC and in the same PCI slot.
     """
     from guestnet import repair as verb
-    from guestnet.attach import Options
+    from guestnet.attachment import Options
 
     with report.progress(json_wanted=json) as waiting:
         outcome = verb.repair(

@@ -36,12 +36,17 @@ OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", parser=options.file, help="Into this file.")
 ]
 
+PathOption = Annotated[
+    bool, typer.Option("--path", help="With what a guest's frames pass: device node, macvtap, VLANs, NIC.")
+]
+
 
 @graph_app.command()
 def graph(
     form: FormatOption = Format.TEXT,
     output: OutputOption = None,
     check: Annotated[bool, typer.Option("--check", help="Let the host and its namespaces ping each other.")] = False,
+    path: PathOption = False,
     connect: options.Connect = None,
 ) -> None:
     """Draw what is on this host: links, what stands on them, and what is amiss."""
@@ -50,7 +55,7 @@ def graph(
 
     from guestnet import graph as drawing
 
-    picture = drawing.of_host(options.uri(connect), check=check)
+    picture = drawing.of_host(options.uri(connect), check=check, path=path)
     if not picture.hosts[0].stems and not picture.below:
         report.note("there is no macvtap and no macvlan on this host")
     show(picture, form, output)

@@ -62,7 +62,7 @@ def attach(
 
         own[backend or Backend.MACVTAP] = templates.read_own(template)
 
-    from guestnet import attach as verb
+    from guestnet import attachment as verb
     from guestnet.plan.steps import Plug
 
     with report.progress(json_wanted=json) as waiting:
@@ -96,7 +96,7 @@ def detach(
     if not names and not everything:
         raise UsageError("say which NIC, or --all", hint=f"guestnet list {guest} shows its NICs")
 
-    from guestnet import attach as verb
+    from guestnet import attachment as verb
 
     with report.progress(json_wanted=json) as waiting:
         outcome = verb.detach(
@@ -124,7 +124,7 @@ def change(
 
     The mode changes between bridge, vepa and private while the guest runs; the MTU goes only down.
     """
-    from guestnet import attach as verb
+    from guestnet import attachment as verb
     from guestnet.plan.change import Change
 
     wanted = Change(mode=mode, link=link, mtu=mtu, inbound=inbound, outbound=outbound)

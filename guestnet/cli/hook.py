@@ -17,7 +17,7 @@ hook_app = typer.Typer(
 _STATES = {
     "current": "installed",
     "outdated": "installed, of another guestnet or another Python: guestnet hook install renews it",
-    "missing": "not installed",
+    "missing": "not installed: guestnet hook install puts it there",
     "foreign": "is there and is not guestnet's",
     "uncalled": "installed, but libvirt before 6.5 calls hooks/qemu alone, which does not call it",
 }
@@ -42,13 +42,13 @@ def install(json: options.Json = False) -> None:
         report.as_json({"changed": changed, **report.object_of(now)})
         return
     if not changed:
-        report.line(f"{now.path}: unchanged, it is so already")
+        report.told(f"{now.path}: unchanged, it is so already")
         return
-    report.line(f"{now.path}: installed")
+    report.told(f"{now.path}: installed")
     for daemon in told:
-        report.line(f"  {daemon.program} (process {daemon.pid}) has looked for it")
+        report.told(f"  {daemon.program} (process {daemon.pid}) has looked for it")
     if now.exposed:
-        report.line(f"note: {_exposed(now)}")
+        report.told(f"note: {_exposed(now)}")
 
 
 @hook_app.command()
@@ -61,7 +61,7 @@ def uninstall(json: options.Json = False) -> None:
     if json:
         report.as_json({"changed": changed, **report.object_of(launcher.status())})
         return
-    report.line(f"{before.path}: {'taken away' if changed else 'unchanged, it is not installed'}")
+    report.told(f"{before.path}: {'taken away' if changed else 'unchanged, it is not installed'}")
 
 
 @hook_app.command()

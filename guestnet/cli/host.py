@@ -98,13 +98,13 @@ def _show(outcome: Any, word: str, *, json: bool) -> None:
     for step in outcome.steps if outcome.dry_run else ():
         report.line(f"would {step}")
     for text in outcome.notes:
-        report.line(f"note: {text}")
+        report.told(f"note: {text}")
     if not outcome.steps:
-        report.line(f"{outcome.name}: {'nothing to do' if outcome.dry_run else 'unchanged'}, it is so already")
+        report.told(f"{outcome.name}: {'nothing to do' if outcome.dry_run else 'unchanged'}, it is so already")
     elif not outcome.dry_run:
-        report.line(f"{outcome.name}: {word} in {outcome.seconds * 1000:.0f} ms")
+        report.told(f"{outcome.name}: {word} in {outcome.seconds * 1000:.0f} ms")
     if outcome.unit:
-        report.line(f"  {outcome.unit} is {'gone' if word == 'deleted' else 'written, and brings it back at boot'}")
+        report.told(f"  {outcome.unit} is {'gone' if word == 'deleted' else 'written, and brings it back at boot'}")
     if word != "deleted" and outcome.rows and not outcome.dry_run:
         _table(outcome.rows)
 

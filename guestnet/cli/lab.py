@@ -1,12 +1,14 @@
 """guestnet lab: hosts, a switch and guests to try things on, all in namespaces of this machine."""
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from guestnet import report
 from guestnet.cli import options
+from guestnet.cli.topology import ParentOption, show_pings, stand_ins
 from guestnet.errors import ExitCode, NotPermittedError, UsageError
 
 lab_app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -36,6 +38,7 @@ def up(
         str | None,
         typer.Option("--topology", metavar="FILE|NAME", help="Bring this topology up on it, and ping all from all."),
     ] = None,
+    parent: ParentOption = None,
     name: Name = "lab",
     json: options.Json = False,
 ) -> None:
@@ -46,15 +49,18 @@ def up(
     from guestnet.lab import Lab
 
     lab = Lab(name=name)
+    if parent and topology is None:
+        raise UsageError("--parent is for a topology's parents", hint="with --topology, or leave it out")
     if topology is None:
         lab.up(nodes=nodes or 2, guests=1 if guests is None else guests, nics=nics, progress=report.note)
         status(name=name, json=json)
         return
-    _up_with(lab, topology, nodes, guests, nics, json=json)
+    _up_with(lab, topology, nodes, guests, nics, stand_ins(parent), json=json)
 
 
-def _up_with(lab: Any, file: str, nodes: int | None, guests: int | None, nics: int, *, json: bool) -> None:
-    from guestnet.cli.topology import show_pings
+def _up_with(
+    lab: Any, file: str, nodes: int | None, guests: int | None, nics: int, parents: Mapping[str, str], *, json: bool
+) -> None:
     from guestnet.lab import topology as verbs
     from guestnet.topology import document
 
@@ -62,8 +68,8 @@ def _up_with(lab: Any, file: str, nodes: int | None, guests: int | None, nics: i
     most = verbs.sizes(topology)
     lab.up(nodes=max(nodes or 0, most[0]), guests=max(guests or 0, most[1]), nics=nics, progress=report.note)
     try:
-        verbs.up(lab, topology, file, report.note)
-        answers = verbs.check(lab, topology, file)
+        verbs.up(lab, topology, file, report.note, parents=parents)
+        answers = verbs.check(lab, topology, file, parents=parents)
     except BaseException:
         lab.down()
         raise

@@ -35,6 +35,7 @@ _Into = Annotated[str | None, typer.Option("--netns", metavar="NS", help="Make i
 _MoveTo = Annotated[str | None, typer.Option("--netns", metavar="NS", help="Move it into this network namespace.")]
 _At = Annotated[str | None, typer.Option("--netns", metavar="NS", help="In this network namespace.")]
 _Foreign = Annotated[bool, typer.Option("--foreign", help="Even if guestnet did not make it.")]
+_Force = Annotated[bool, typer.Option("--force", help="Even if a process, such as a QEMU, holds it open.")]
 _MacvlanMode = Annotated[
     Mode | None,
     typer.Option(
@@ -200,14 +201,16 @@ def set_vlan(
     _set(Kind.VLAN, name, netns, foreign, dry_run, json, mac=mac, mtu=mtu, up=_state(up, down))
 
 
-def _both(kind: Kind, app: typer.Typer) -> None:
-    """The commands that are the same for every kind."""
-
+def _list_of(kind: Kind, app: typer.Typer) -> None:
     def show(name: _Only = None, netns: _At = None, json: options.Json = False) -> None:
         from guestnet import linklist
 
         report.links(linklist.listed(kind, name, netns), kind, netns, json_wanted=json)
 
+    app.command("list", help=f"Show the {kind} links there are, and whose they are.")(show)
+
+
+def _delete_of(kind: Kind, app: typer.Typer) -> None:
     def delete(
         names: _Names,
         netns: _At = None,
@@ -215,18 +218,32 @@ def _both(kind: Kind, app: typer.Typer) -> None:
         dry_run: options.DryRun = False,
         json: options.Json = False,
     ) -> None:
-        from guestnet import hostlink as verb
+        _delete(kind, names, netns, dry_run=dry_run, json=json, foreign=foreign)
 
-        how = verb.Options(netns=netns, dry_run=dry_run)
-        report.links_outcome(verb.delete(kind, tuple(names), how, foreign=foreign), "deleted", json_wanted=json)
-
-    app.command("list", help=f"Show the {kind} links there are, and whose they are.")(show)
     app.command("delete", help=f"Delete {kind} links; one that must stay stops no other.")(delete)
 
 
-_both(Kind.MACVTAP, macvtap_app)
-_both(Kind.MACVLAN, macvlan_app)
-_both(Kind.VLAN, vlan_app)
+_list_of(Kind.MACVTAP, macvtap_app)
+_list_of(Kind.MACVLAN, macvlan_app)
+_list_of(Kind.VLAN, vlan_app)
+_delete_of(Kind.MACVLAN, macvlan_app)
+_delete_of(Kind.VLAN, vlan_app)
+
+
+@macvtap_app.command("delete")
+def delete_macvtap(
+    names: _Names,
+    netns: _At = None,
+    foreign: _Foreign = False,
+    force: _Force = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Delete macvtap links; one that must stay stops no other.
+
+    One that a process holds open stays: that would not notice, and go on writing to nobody.
+    """
+    _delete(Kind.MACVTAP, names, netns, dry_run=dry_run, json=json, foreign=foreign, force=force)
 
 
 def _state(up: bool, down: bool) -> bool | None:
@@ -239,6 +256,13 @@ def _add(wanted: Any, netns: str | None, *, dry_run: bool, json: bool) -> None:
     from guestnet import hostlink as verb
 
     report.links_outcome(verb.add(wanted, verb.Options(netns=netns, dry_run=dry_run)), "made", json_wanted=json)
+
+
+def _delete(kind: Kind, names: list[str], netns: str | None, *, dry_run: bool, json: bool, **how: bool) -> None:
+    from guestnet import hostlink as verb
+
+    done = verb.delete(kind, tuple(names), verb.Options(netns=netns, dry_run=dry_run), **how)
+    report.links_outcome(done, "deleted", json_wanted=json)
 
 
 def _set(kind: Kind, name: str, netns: str | None, foreign: bool, dry_run: bool, json: bool, **wanted: Any) -> None:

@@ -321,7 +321,7 @@ def _would(planned: Any) -> None:
     for step in planned.steps:
         report.line(f"would {step}")
     for text in planned.notes:
-        report.line(f"note: {text}")
+        report.told(f"note: {text}")
 
 
 def _outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
@@ -331,14 +331,14 @@ def _outcome(done: Any, verb: str, *, json_wanted: bool) -> None:
     for step in done.steps if done.dry_run else ():
         report.line(f"would {step}")
     for text in done.notes:
-        report.line(f"note: {text}")
+        report.told(f"note: {text}")
     if not done.steps:
-        report.line(f"{done.guest}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
+        report.told(f"{done.guest}: {'nothing to do' if done.dry_run else 'unchanged'}, it is so already")
     elif not done.dry_run:
-        report.line(f"{done.guest}: {verb} in {done.seconds * 1000:.0f} ms")
+        report.told(f"{done.guest}: {verb} in {done.seconds * 1000:.0f} ms")
     for nic in () if done.dry_run else done.nics:
         facts = [nic.ifname, f"on {nic.parent}", f"mode {nic.mode}", f"MAC {nic.mac}"]
         if verb == "attached":
             facts += [f"bus {nic.bus}"] if nic.bus else []
             facts += ["no carrier"] if nic.carrier is False else []
-        report.line("  " + ", ".join(facts))
+        report.told("  " + ", ".join(facts))

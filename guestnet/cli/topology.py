@@ -36,6 +36,11 @@ def stand_in(text: str) -> Any:
     return ((name, link),)
 
 
+def stand_ins(parents: Any) -> dict[str, str]:
+    """The links that stand in for parents of a file, by the parents' names, from what `--parent` gave."""
+    return dict(pair for [pair] in parents or ())
+
+
 ParentOption = Annotated[
     list[Any] | None,
     typer.Option(
@@ -45,16 +50,20 @@ ParentOption = Annotated[
 Check = Annotated[bool, typer.Option("--check", help="Ping from what is here to all the others.")]
 
 
+Persist = Annotated[bool, typer.Option("--persist", help="Also at each boot, by a systemd unit that reads the file.")]
+
+
 @topology_app.command()
 def plan(
     file: File,
     node: NodeOption = None,
     parent: ParentOption = None,
+    persist: Persist = False,
     connect: options.Connect = None,
     json: options.Json = False,
 ) -> None:
     """Show what `up` would do on this node; nothing is changed."""
-    _up(file, node, parent, connect, 30.0, dry_run=True, hook=True, json=json)
+    _up(file, node, parent, connect, 30.0, persist=persist, dry_run=True, hook=True, json=json)
 
 
 @topology_app.command()
@@ -62,6 +71,7 @@ def up(
     file: File,
     node: NodeOption = None,
     parent: ParentOption = None,
+    persist: Persist = False,
     no_hook: options.NoHook = False,
     timeout: options.TimeoutOfUndo = 30.0,
     connect: options.Connect = None,
@@ -72,7 +82,7 @@ def up(
 
     The same call again changes nothing. What the file says no more is taken away.
     """
-    _up(file, node, parent, connect, timeout, dry_run=dry_run, hook=not no_hook, json=json)
+    _up(file, node, parent, connect, timeout, persist=persist, dry_run=dry_run, hook=not no_hook, json=json)
 
 
 def _up(
@@ -82,6 +92,7 @@ def _up(
     connect: str | None,
     timeout: float,
     *,
+    persist: bool,
     dry_run: bool,
     hook: bool,
     json: bool,
@@ -90,7 +101,8 @@ def _up(
 
     topology = document.find(file)
     with report.progress(json_wanted=json) as waiting:
-        how = _options(node, parent, connect, timeout=timeout, dry_run=dry_run, waiting=waiting, hook=hook)
+        how = _options(node, parent, connect, timeout=timeout, dry_run=dry_run, waiting=waiting)
+        how.hook, how.persist = hook, persist
         outcome = deploy.up(topology, how, source=file)
     _show(outcome, json=json)
 
@@ -135,23 +147,26 @@ def down(
     parent: ParentOption = None,
     timeout: options.Timeout = 30.0,
     connect: options.Connect = None,
+    keep_unit: Annotated[bool, typer.Option("--keep-unit", help="It comes back at the next boot.")] = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Take away what is here of it: links, namespaces and guests' NICs; sysctls are what they were.
+    """Take away what is here of it: links, namespaces, guests' NICs, its systemd unit; sysctls are what they were.
 
     A file is not needed: a topology that is up is known by its name too.
     """
-    from guestnet.topology import document, observe, takedown
+    from guestnet import units
+    from guestnet.topology import boot, document, observe, takedown
 
     topology = None
-    if file in document.shipped() or "/" in file or file.endswith(document.SUFFIXES):
+    if file in document.shipped() or document.is_file(file):
         topology = document.find(file)
     name = topology.name if topology is not None else file
-    if topology is None and name not in observe.running():
+    if topology is None and name not in observe.running() and not units.is_ours(boot.unit_name(name)):
         document.find(file)  # says that there is none, and the near names
     with report.progress(json_wanted=json) as waiting:
         how = _options(node, parent, connect, timeout=timeout, dry_run=dry_run, waiting=waiting)
+        how.keep_unit = keep_unit
         outcome = takedown.down(name, how, topology=topology)
     if json:
         _as_json(outcome)
@@ -159,7 +174,7 @@ def down(
     _preamble(outcome)
     if not dry_run:
         done = "taken down" if outcome.steps else "unchanged, it is not up here"
-        report.line(f"{name}: {done}" + (f" in {outcome.seconds * 1000:.0f} ms" if outcome.steps else ""))
+        report.told(f"{name}: {done}" + (f" in {outcome.seconds * 1000:.0f} ms" if outcome.steps else ""))
 
 
 @topology_app.command()
@@ -170,6 +185,7 @@ def graph(
     check: Annotated[
         bool, typer.Option("--check", help="Beside what is here: mark what is missing or down, and ping.")
     ] = False,
+    path: pictures.PathOption = False,
     node: NodeOption = None,
     parent: ParentOption = None,
     connect: options.Connect = None,
@@ -179,7 +195,7 @@ def graph(
     from guestnet.topology import document
 
     how = _options(node, parent, connect) if check else None
-    pictures.show(drawing.of_file(document.find(file), how), form, output)
+    pictures.show(drawing.of_file(document.find(file), how, path=path), form, output)
 
 
 @topology_app.command("list")
@@ -206,13 +222,12 @@ def _options(
     timeout: float = 30.0,
     dry_run: bool = False,
     waiting: Any = None,
-    hook: bool = False,
 ) -> Any:
     from guestnet.topology import deploy
 
     return deploy.Options(
-        uri=options.uri(connect), node=node, parents=dict(pair for [pair] in parent or ()), dry_run=dry_run,
-        timeout=timeout, waiting=waiting, notice=report.note, hook=hook,
+        uri=options.uri(connect), node=node, parents=stand_ins(parent), dry_run=dry_run,
+        timeout=timeout, waiting=waiting, notice=report.note,
     )  # fmt: skip
 
 
@@ -227,7 +242,7 @@ def _preamble(outcome: "Outcome") -> None:
     for step in outcome.steps if outcome.dry_run else ():
         report.line(f"would {step}")
     for text in outcome.notes:
-        report.line(f"note: {text}")
+        report.told(f"note: {text}")
 
 
 def _show(outcome: "Outcome", *, json: bool) -> None:
@@ -237,11 +252,17 @@ def _show(outcome: "Outcome", *, json: bool) -> None:
     _preamble(outcome)
     name = f"{outcome.topology} on {outcome.node}"
     if not outcome.steps:
-        report.line(f"{name}: {'nothing to do' if outcome.dry_run else 'unchanged'}, it is so already")
+        report.told(f"{name}: {'nothing to do' if outcome.dry_run else 'unchanged'}, it is so already")
     elif not outcome.dry_run:
-        report.line(f"{name}: up in {outcome.seconds * 1000:.0f} ms")
-    if not outcome.dry_run:
+        report.told(f"{name}: up in {outcome.seconds * 1000:.0f} ms")
+    if not (outcome.dry_run or report.is_quiet()):
         _rows(outcome)
+        _at_boot(outcome)
+
+
+def _at_boot(outcome: "Outcome") -> None:
+    if outcome.persists:
+        report.line("it comes up at each boot")
 
 
 def _rows(outcome: "Outcome") -> None:
@@ -265,6 +286,7 @@ def _show_status(outcome: "Outcome", answers: "tuple[Answer, ...]", *, check: bo
     for text in outcome.notes:
         report.line(f"note: {text}")
     _rows(outcome)
+    _at_boot(outcome)
     if check:
         report.line()
         show_pings(answers)

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import libvirt
 
+from guestnet import trail
 from guestnet.closes import Closes
 from guestnet.errors import (
     ConflictError,
@@ -86,8 +88,14 @@ def is_usual(uri: str) -> bool:
     return not urlsplit(uri).query
 
 
+def has_guests_on_record() -> bool:
+    """Whether the host's own libvirt has files of a guest, defined or running: for when it cannot be asked."""
+    return any(any(Path(place).glob("*.xml")) for place in ("/etc/libvirt/qemu", "/run/libvirt/qemu"))
+
+
 @contextmanager
 def _refusals(what: str, uri: str = "", hint: str = "") -> Iterator[None]:
+    trail.tell(f"libvirt: {f'connecting to {uri}' if uri else what}".__str__)
     try:
         yield
     except libvirt.libvirtError as error:
@@ -95,7 +103,7 @@ def _refusals(what: str, uri: str = "", hint: str = "") -> Iterator[None]:
         # for VIR_ERR_SYSTEM_ERROR int1 is the errno (virReportSystemError)
         denied = code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in (errno.EACCES, errno.EPERM)
         if code in _DENIED or denied:
-            raise NotPermittedError(f"{what}: {text}", hint="run this as root") from error
+            raise NotPermittedError(f"{what}: {text}", hint="run this with sudo") from error
         if uri:
             raise GuestnetError(
                 f"libvirt at {uri} cannot be reached: {text}",

@@ -33,6 +33,7 @@ ANSWER_SECONDS = 30.0
 _LISTEN = "-qmp unix:PATH,server=on,wait=off"
 _LIBVIRT_PROGRAMS = ("libvirtd", "virtqemud")
 _LIBVIRT_CHARDEV = "charmonitor"  # qemuBuildMonitorCommandLine, src/qemu/qemu_command.c of libvirt
+_LIBVIRT_SOCKET = f"socket,id={_LIBVIRT_CHARDEV},".encode()
 _AGAIN = 0.02  # seconds between two tries to get into the line
 _TICK = 0.25  # seconds between two looks at whether QEMU is still there
 _UCRED = struct.Struct("=iII")
@@ -72,7 +73,7 @@ class Monitor(Closes):
         self._client = QMPClient()
         self._events: EventListener = EventListener(names=("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"))
         try:
-            if _listens_for_libvirt(self.pid):
+            if _is_for_libvirt(self.pid):
                 raise _is_libvirts(path)
             self._wait(self._greet(connected, timeout), timeout + 1)
             if any(one.get("label") == _LIBVIRT_CHARDEV for one in self.execute("query-chardev")):
@@ -300,13 +301,15 @@ def _is_in_libvirts_directories(path: str) -> bool:
     return "libvirt" in parts and parts[-1] == "monitor.sock"
 
 
-def _listens_for_libvirt(pid: int) -> bool:
-    """Whether the process is libvirt's: it makes the socket of its monitor and passes it on."""
+def _is_for_libvirt(pid: int) -> bool:
+    """Whether the process that listens is libvirt, which makes the socket of its monitor and passes it on, or a QEMU
+    that libvirt has started: that listens once more to what it is passed (socket_get_fd, util/qemu-sockets.c)."""
     try:
         program = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return program in _LIBVIRT_PROGRAMS
+    return program in _LIBVIRT_PROGRAMS or any(word.startswith(_LIBVIRT_SOCKET) for word in words)
 
 
 def _is_libvirts(path: str) -> GuestnetError:

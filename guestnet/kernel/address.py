@@ -59,7 +59,7 @@ def _refused(error: NetlinkError, what: str) -> GuestnetError:
     reason = error.strerror or str(error)
     match error.errno:
         case errno.EPERM | errno.EACCES:
-            return NotPermittedError(f"{what}: {reason}", hint="run this as root")
+            return NotPermittedError(f"{what}: {reason}", hint="run this with sudo")
         case errno.ENODEV:
             return NotFoundError(f"{what}: the link is gone")
         case errno.EOPNOTSUPP:

@@ -318,7 +318,7 @@ def _refusals(what: str, kind: Kind | None = None) -> Iterator[None]:
         reason = error.strerror or str(error)
         match error.errno:
             case errno.EPERM | errno.EACCES:
-                raise NotPermittedError(f"{what}: {reason}", hint="run this as root") from error
+                raise NotPermittedError(f"{what}: {reason}", hint="run this with sudo") from error
             case errno.EEXIST:
                 raise ConflictError(f"{what}: a link of that name or ifindex exists") from error
             case errno.EBUSY:

@@ -136,7 +136,7 @@ def _opened(path: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        raise NotPermittedError(f"{path} cannot be written: {error.strerror}", hint="run this as root") from error
+        raise NotPermittedError(f"{path} cannot be written: {error.strerror}", hint="run this with sudo") from error
 
 
 def _is_at(fd: int, path: Path) -> bool:

@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from guestnet import trail
 from guestnet.closes import Closes
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
@@ -24,6 +25,14 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _BUFFER = 1 << 16
 _DUMPS = 20
+
+
+_NAMES = {
+    16: "NEWLINK", 17: "DELLINK", 18: "GETLINK", 20: "NEWADDR", 21: "DELADDR", 22: "GETADDR", 24: "NEWROUTE",
+    25: "DELROUTE", 26: "GETROUTE", 36: "NEWQDISC", 37: "DELQDISC", 38: "GETQDISC", 88: "NEWNSID", 90: "GETNSID",
+    108: "NEWLINKPROP",
+}  # fmt: skip
+_LINKS = range(16, 20)
 
 
 class NetlinkError(OSError):
@@ -119,6 +128,7 @@ class Rtnl(Closes):
 
     def _send(self, kind: int, payload: bytes, flags: int) -> int:
         self._sequence += 1
+        trail.tell(lambda: _words(kind, payload, flags))
         self._socket.send(_HEADER.pack(_HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload)
         return self._sequence
 
@@ -142,6 +152,14 @@ class Rtnl(Closes):
                         raise InterruptedError
                     return
                 yield body
+
+
+def _words(kind: int, payload: bytes, flags: int) -> str:
+    """A request as a person follows it: its name in rtnetlink(7), and which link it is about."""
+    name = _NAMES.get(kind, str(kind))
+    index = struct.unpack_from("=i", payload, 4)[0] if kind in _LINKS and len(payload) >= 8 else 0
+    about = " of all" if flags & NLM_F_DUMP == NLM_F_DUMP else f" of link {index}" if index else ""
+    return f"netlink: RTM_{name}{about}"
 
 
 def _raise_error(kind: int, body: bytes, flags: int) -> None:

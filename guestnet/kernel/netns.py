@@ -116,7 +116,7 @@ def _check(result: int, what: str) -> None:
     if result:
         code = ctypes.get_errno()
         if code in (errno.EPERM, errno.EACCES):
-            raise NotPermittedError(f"{what}: {os.strerror(code)}", hint="run this as root")
+            raise NotPermittedError(f"{what}: {os.strerror(code)}", hint="run this with sudo")
         raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
@@ -165,7 +165,7 @@ def call(fd: int, function: Callable[[], _T]) -> _T:
         if _libc.setns(fd, _CLONE_NEWNET):
             code = ctypes.get_errno()
             if code == errno.EPERM:
-                raise NotPermittedError("only root may enter another network namespace", hint="run this as root")
+                raise NotPermittedError("only root may enter another network namespace", hint="run this with sudo")
             raise OSError(code, f"setns: {os.strerror(code)}")
         return function()
 

@@ -69,7 +69,7 @@ def _refused(error: NetlinkError, what: str) -> GuestnetError:
     reason = error.strerror or str(error)
     match error.errno:
         case errno.EPERM | errno.EACCES:
-            return NotPermittedError(f"{what}: {reason}", hint="run this as root")
+            return NotPermittedError(f"{what}: {reason}", hint="run this with sudo")
         case errno.EEXIST:
             return ConflictError(f"{what}: there is another route to it", hint="`ip route`, `ip -6 route` show them")
         case errno.ENODEV:

@@ -85,6 +85,8 @@ def _refused(error: OSError, name: str, value: str) -> GuestnetError:
                 hint="a link's are there while it is; some are the host's only",
             )
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return NotPermittedError(f"the sysctl {name} cannot be written: {error.strerror}", hint="run this as root")
+            return NotPermittedError(
+                f"the sysctl {name} cannot be written: {error.strerror}", hint="run this with sudo"
+            )
         case _:
             return GuestnetError(f"the sysctl {name} does not take {value!r}: {error.strerror}")

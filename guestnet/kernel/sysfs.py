@@ -26,7 +26,7 @@ def _syscall(number: int, *arguments: Any) -> int:
     if result < 0:
         code = ctypes.get_errno()
         if code in (1, 13):
-            raise NotPermittedError("sysfs of this network namespace cannot be opened", hint="run this as root")
+            raise NotPermittedError("sysfs of this network namespace cannot be opened", hint="run this with sudo")
         raise GuestnetError(f"sysfs of this network namespace cannot be opened: {os.strerror(code)}")
     return result
 

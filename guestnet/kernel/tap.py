@@ -13,7 +13,6 @@ import os
 import re
 import stat
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -155,13 +154,26 @@ def held(links: Iterable[Link], *, namespace: int | None = None) -> dict[int, tu
 
     Raises what ``holders`` raises.
     """
-    devices: dict[int, TapDevice] = {}
-    for link in links:
-        if link.kind == Kind.MACVTAP:
-            with contextlib.suppress(ConflictError):
-                devices[link.index] = device_of(link, namespace=namespace)
+    devices = {link.index: device for link, device in _devices(links, namespace)}
     found = holders(*devices.values())
     return {index: found[device.rdev] for index, device in devices.items() if device.rdev in found}
+
+
+def unheld(links: Iterable[Link], *, namespace: int | None = None) -> tuple[Link, ...]:
+    """The macvtaps among these links that no process has open; one that goes meanwhile is left out.
+
+    Raises what ``holders`` raises.
+    """
+    devices = dict(_devices(links, namespace))
+    found = holders(*devices.values())
+    return tuple(link for link, device in devices.items() if device.rdev not in found)
+
+
+def _devices(links: Iterable[Link], namespace: int | None) -> Iterator[tuple[Link, TapDevice]]:
+    for link in links:
+        if link.kind == Kind.MACVTAP:
+            with contextlib.suppress(ConflictError):  # it has none any more
+                yield link, device_of(link, namespace=namespace)
 
 
 def holders(*taps: TapDevice) -> dict[int, tuple[Holder, ...]]:
@@ -189,7 +201,7 @@ def holders(*taps: TapDevice) -> dict[int, tuple[Holder, ...]]:
                     unseen.append(pid)
         # a child of such an init is like it until it has become another program
         if unseen and time.monotonic() > deadline:
-            raise NotPermittedError(f"the open files of process {unseen[0]} cannot be seen", hint="run this as root")
+            raise NotPermittedError(f"the open files of process {unseen[0]} cannot be seen", hint="run this with sudo")
         todo = unseen
         if todo:
             never.wait(_AGAIN)
@@ -351,6 +363,8 @@ def _path(tap: TapDevice) -> Iterator[str]:
     if tap.node() is Node.RIGHT:
         yield tap.path
         return
+    import tempfile  # a millisecond, which this alone needs
+
     # in /dev, since /run and /tmp are often mounted nodev; mkdtemp gives an unguessable name with mode 0700
     directory = tempfile.mkdtemp(prefix=".guestnet-", dir=DEV)
     path = f"{directory}/tap"
@@ -375,7 +389,9 @@ def _open(tap: TapDevice, path: str) -> int:
                     hint=f"a macvtap takes {QUEUES_MAX} queues in all; something else holds it open",
                 ) from error
             case errno.EPERM | errno.EACCES:
-                raise NotPermittedError(f"{path} of {tap.ifname}: {error.strerror}", hint="run this as root") from error
+                raise NotPermittedError(
+                    f"{path} of {tap.ifname}: {error.strerror}", hint="run this with sudo"
+                ) from error
             case errno.ENODEV | errno.ENXIO | errno.ENOENT:
                 raise NotFoundError(f"{tap.ifname} is gone") from error
             case _:

@@ -72,7 +72,7 @@ def _open() -> int:
                     f"this host has no {PATH} (CONFIG_VHOST_NET)", hint="modprobe vhost_net, or go without: --vhost off"
                 ) from None
             case errno.EACCES | errno.EPERM:
-                raise NotPermittedError(f"{PATH}: {error.strerror}", hint="run this as root") from None
+                raise NotPermittedError(f"{PATH}: {error.strerror}", hint="run this with sudo") from None
             case _:
                 raise GuestnetError(f"{PATH}: {error.strerror}") from error
     found = os.fstat(fd)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from guestnet import __version__
-from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError, UsageError
+from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError, TimedOutError, UsageError
 from guestnet.lab import processes
 from guestnet.lab.image import Image, cache_directory, image, kvm_works
 from guestnet.lab.node import NETNS_DIRECTORY, Node
@@ -28,6 +28,7 @@ LOCK_SECONDS = 90.0
 """How long to wait for another ``up`` or ``down`` of the same lab."""
 END_SECONDS = 15.0
 BOOT_SECONDS = 240.0
+KVM_BOOT_SECONDS = 50.0
 """How long guests may take to boot, also inside another emulated machine; one that ended is found at once."""
 
 
@@ -137,7 +138,10 @@ class Lab:
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise NotFoundError(f"the lab {self.name} is not up", hint=self._command("up")) from None
+            others = labs()
+            up = f" (up: {', '.join(others)})" if others else ""
+            hint = f"name it: --name {others[0]}" if others else self._command("up")
+            raise NotFoundError(f"the lab {self.name} is not up{up}", hint=hint) from None
         except ValueError as error:
             raise GuestnetError(f"the lab's record {path} cannot be read: {error}", hint="ip netns list") from None
         return record
@@ -314,7 +318,8 @@ class Lab:
             return node.name
 
         nodes = self._nodes(plan)
-        progress(f"starting {len(nodes)} nodes with {plan.guests} guests each")
+        what = " with a guest each" if plan.guests == 1 else f" with {plan.guests} guests each" if plan.guests else ""
+        progress(f"starting {len(nodes)} node{'s' if len(nodes) != 1 else ''}{what}")
         with ThreadPoolExecutor(max_workers=8) as pool:
             working = [pool.submit(live, node) for node in nodes]
             try:
@@ -327,7 +332,16 @@ class Lab:
         deadline = time.monotonic() + BOOT_SECONDS
         for node in nodes:
             for guest in node.guests:
-                guest.wait_ready(timeout=max(0.5, deadline - time.monotonic()))
+                try:
+                    guest.wait_ready(timeout=KVM_BOOT_SECONDS if plan.kvm else max(0.5, deadline - time.monotonic()))
+                except TimedOutError:
+                    if not plan.kvm:
+                        raise
+                    # KVM on an emulated or nested SVM loses a guest's interrupt now and then, and the guest hangs
+                    progress(f"{guest.name} has not booted within {KVM_BOOT_SECONDS:g} s under KVM: starting it anew")
+                    node.virsh("destroy", guest.name)
+                    node.virsh("start", guest.name)
+                    guest.wait_ready(timeout=max(0.5, deadline - time.monotonic()))
                 progress(f"{guest.name} has booted")
 
     def _down(self, lock: int, progress: Progress = quiet) -> None:

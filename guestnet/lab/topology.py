@@ -18,6 +18,7 @@ from guestnet.lab.node import Node
 from guestnet.lab.programs import Progress, quiet
 from guestnet.plan.layout import Endpoint, Topology, Where
 from guestnet.plan.reach import Reach
+from guestnet.topology import document
 from guestnet.topology.check import Answer, answer
 
 _NODE = re.compile(r"n([1-9][0-9]?)")
@@ -47,15 +48,18 @@ def sizes(topology: Topology) -> tuple[int, int]:
     return nodes, guests
 
 
-def up(lab: Lab, topology: Topology, file: str, progress: Progress = quiet) -> None:
-    """Bring a topology up on the lab's nodes; ``file`` is what the nodes know it by.
+def up(
+    lab: Lab, topology: Topology, file: str, progress: Progress = quiet, *, parents: Mapping[str, str] | None = None
+) -> None:
+    """Bring a topology up on the lab's nodes; ``file`` is what the nodes know it by, ``parents`` are links that stand
+    in for those of the file.
 
     Raises GuestnetError with a node's own words; what the other nodes did stays then, for `guestnet topology down`.
     """
     nodes = {node.name: node for node in lab.nodes()}
 
     def bring(name: str) -> dict[str, Any]:
-        done: dict[str, Any] = _guestnet(nodes[name], "topology", "up", _path(file), "--node", name)
+        done: dict[str, Any] = _guestnet(nodes[name], "topology", "up", *_words(file, name, parents))
         progress(f"{topology.name} is up on {name}")
         return done
 
@@ -67,13 +71,17 @@ def up(lab: Lab, topology: Topology, file: str, progress: Progress = quiet) -> N
         progress(f"{endpoint.inside} has its addresses")
 
 
-def check(lab: Lab, topology: Topology, file: str) -> tuple[Answer, ...]:
+def check(lab: Lab, topology: Topology, file: str, *, parents: Mapping[str, str] | None = None) -> tuple[Answer, ...]:
     """Pings between all endpoints, from wherever there is something to ping from: the hosts, namespaces and guests."""
     nodes = {node.name: node for node in lab.nodes()}
-    found: list[Answer] = []
-    for name in _names(topology):
-        shown = _guestnet(nodes[name], "topology", "status", _path(file), "--node", name, "--check", fails=True)
-        found += [Answer(**one) for one in shown["pings"]]
+
+    def ask(name: str) -> list[Answer]:
+        words = _words(file, name, parents)
+        shown = _guestnet(nodes[name], "topology", "status", *words, "--check", fails=True)
+        return [Answer(**one) for one in shown["pings"]]
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        found = [answer for answers in pool.map(ask, _names(topology)) for answer in answers]
     for pair in Reach(topology=topology).pairs():
         if pair.source.kind is Where.GUEST:
             guest = nodes[pair.source.node].guest(pair.source.inside)
@@ -89,9 +97,11 @@ def _guests(topology: Topology) -> Iterator[Endpoint]:
     return (endpoint for endpoint in topology.endpoints if endpoint.kind is Where.GUEST)
 
 
-def _path(file: str) -> str:
-    """A file by a path that a node finds it by, whatever directory its commands run in; a shipped one by its name."""
-    return str(Path(file).absolute()) if Path(file).suffix in (".yaml", ".yml") or "/" in file else file
+def _words(file: str, node: str, parents: Mapping[str, str] | None) -> list[str]:
+    """What a node is told: the file by a path that it finds it by, whatever directory its commands run in, or a shipped
+    one by its name; which node it is; and the links that stand in."""
+    words = [str(Path(file).absolute()) if document.is_file(file) else file, "--node", node]
+    return words + [word for name, link in (parents or {}).items() for word in ("--parent", f"{name}={link}")]
 
 
 def _guestnet(node: Node, *words: str, fails: bool = False) -> Any:

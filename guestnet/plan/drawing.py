@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from guestnet.inet import Route
-from guestnet.model import Mode
-from guestnet.plan.layout import Endpoint, Node, Topology, Where
+from guestnet.model import NAME_MAX, Kind, Mac, Mode
+from guestnet.plan.layout import Endpoint, Node, Topology, Where, Wire
 
 WIDTH = 120
 """Characters in a line, beyond which hosts are drawn one below the other."""
 
 _SLANTS = 3  # lines between what stands on a link and the link's name
+_STRAIGHT = 1  # the same on the path of a frame, where one thing stands on one other
 _GAP = 3
 
 
@@ -27,11 +28,20 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stem:
-    """A link that others stand on: a NIC, a VLAN, a bond."""
+    """A link that others stand on: a NIC, a VLAN, a bond; on the path of a frame also a macvtap and its device node.
+
+    ``words`` say what it does there.
+    """
 
     name: str
     above: tuple["Leaf | Stem", ...]
     marks: tuple[str, ...] = ()
+    words: str = ""
+
+    @property
+    def straight(self) -> bool:
+        """Whether it is a part of a frame's path that nothing joins here."""
+        return bool(self.words) and len(self.above) == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,37 +66,73 @@ def of_topology(
     links: Mapping[tuple[str, str], str] | None = None,
     marks: Mapping[str, Sequence[str]] | None = None,
     below: Iterable[str] = (),
+    macs: Mapping[str, Mac] | None = None,
 ) -> Picture:
     """The picture of a topology: ``links`` are what a parent is called where it differs, by node and parent; ``marks``
-    are what is wrong, by an endpoint's title or by node and parent with a slash."""
-    hosts = tuple(_host(node, links or {}, marks or {}) for node in topology.nodes)
+    are what is wrong, by an endpoint's title or by node and parent with a slash. ``macs`` are by an endpoint's title;
+    with them the path of each guest's frames is drawn."""
+    hosts = tuple(_host(node, links or {}, marks or {}, macs) for node in topology.nodes)
     return Picture(hosts=hosts, below=tuple(below))
 
 
-def _host(node: Node, links: Mapping[tuple[str, str], str], marks: Mapping[str, Sequence[str]]) -> HostPicture:
+def _host(
+    node: Node,
+    links: Mapping[tuple[str, str], str],
+    marks: Mapping[str, Sequence[str]],
+    macs: Mapping[str, Mac] | None,
+) -> HostPicture:
     names = {wire.name: links.get((node.name, wire.name)) or node.parent_of(wire.name) for wire in node.wires}
 
-    def stem(wire: str) -> Stem:
-        leaves = [_leaf(one, marks) for one in node.endpoints if one.wire == wire]
-        others = [stem(one.name) for one in node.wires if one.on == wire]
-        return Stem(
-            name=names[wire], above=(*leaves, *(one for one in others if one.above)),
-            marks=tuple(marks.get(f"{node.name}/{wire}", ())),
+    def end(endpoint: Endpoint) -> Leaf | Stem:
+        if macs is None or endpoint.kind not in (Where.GUEST, Where.QEMU):
+            return _leaf(endpoint, marks)
+        mac = macs[endpoint.title]
+        return path(
+            leaf(
+                name="", kind=f"NIC {mac}", title=_title(endpoint), mode=None, routes=endpoint.routes,
+                addresses=[str(one) for one in endpoint.addresses], marks=marks.get(endpoint.title, ()),
+            ),
+            node="/dev/tapN", link=endpoint.link or mac.ifname, mac=mac, mode=endpoint.mode,
         )  # fmt: skip
 
-    roots = [(stem(wire.name), wire.name) for wire in node.wires if not wire.on]
+    def stem(wire: Wire) -> Stem:
+        ends = [end(one) for one in node.endpoints if one.wire == wire.name]
+        others = [stem(one) for one in node.wires if one.on == wire.name]
+        return Stem(
+            name=names[wire.name], above=(*ends, *(one for one in others if one.above)),
+            marks=tuple(marks.get(f"{node.name}/{wire.name}", ())), words=path_words(wire.vlan) if macs else "",
+        )  # fmt: skip
+
+    roots = [(stem(wire), wire.name) for wire in node.wires if not wire.on]
     return HostPicture(name=node.name, stems=tuple((one, wire) for one, wire in roots if one.above))
 
 
 def _leaf(endpoint: Endpoint, marks: Mapping[str, Sequence[str]]) -> Leaf:
     name = endpoint.link or endpoint.name
-    titles = {Where.NETNS: f"NS: {endpoint.inside}", Where.GUEST: f"guest: {endpoint.inside}", Where.HOST: ""}
     return leaf(
         name=name if endpoint.kind not in (Where.GUEST, Where.QEMU) or endpoint.link else "", kind=endpoint.type,
-        title=titles.get(endpoint.kind, f"QEMU: {endpoint.inside}"), mode=endpoint.mode,
-        addresses=[str(one) for one in endpoint.addresses], routes=endpoint.routes,
-        marks=marks.get(endpoint.title, ()),
+        title=_title(endpoint), mode=endpoint.mode, addresses=[str(one) for one in endpoint.addresses],
+        routes=endpoint.routes, marks=marks.get(endpoint.title, ()),
     )  # fmt: skip
+
+
+def _title(endpoint: Endpoint) -> str:
+    titles = {Where.NETNS: f"NS: {endpoint.inside}", Where.GUEST: f"guest: {endpoint.inside}", Where.HOST: ""}
+    return titles.get(endpoint.kind, f"QEMU: {endpoint.inside}")
+
+
+def path(one: Leaf, *, node: str, link: str, mac: str, mode: Mode | None) -> Stem:
+    """What a guest's frames pass on the way to the parent: the device node ``node``, then the macvtap ``link``."""
+    device = Stem(name=node, above=(one,), words="device node, held open by QEMU: read() and write()")
+    words = [Kind.MACVTAP, *([f"mode {mode}"] if mode is not None else []), f"MAC {mac}"]
+    return Stem(name=link, above=(device,), words=", ".join(words))
+
+
+def path_words(vlan: int | None) -> str:
+    """What a parent does on the path of a frame."""
+    if vlan is not None:
+        return f"VLAN {vlan}: the tag comes on and off here"
+    return "the parent: its own addresses stay its own"
 
 
 def leaf(
@@ -131,8 +177,9 @@ class _Block:
 
 
 def text(picture: Picture, width: int = WIDTH) -> str:
-    """The picture in lines of at most ``width`` characters where it can be, with a newline at the end of each."""
-    blocks = [_frame(host) for host in picture.hosts]
+    """The picture in lines of at most ``width`` characters where it can be, with a newline at the end of each. Of a
+    host too wide for it, what links do is left out."""
+    blocks = [_fitting(host, width) for host in picture.hosts]
     rows: list[list[tuple[_Block, HostPicture]]] = [[]]
     used = 0
     for block, host in zip(blocks, picture.hosts, strict=True):
@@ -172,8 +219,13 @@ def _wire(row: Sequence[tuple[_Block, HostPicture]], anchors: Sequence[int], wid
     return [hanging, cable]
 
 
-def _frame(host: HostPicture) -> _Block:
-    inner, anchors = _beside([_stem(stem) for stem, _ in host.stems])
+def _fitting(host: HostPicture, width: int) -> _Block:
+    block = _frame(host, words=True)
+    return block if block.width <= width else _frame(host, words=False)
+
+
+def _frame(host: HostPicture, *, words: bool) -> _Block:
+    inner, anchors = _beside([_stem(stem, words=words) for stem, _ in host.stems])
     width = max([len(line) for line in inner], default=0)
     width = max(width, len(host.name) + 2)
     bottom = ["-"] * (width + 4)
@@ -185,20 +237,25 @@ def _frame(host: HostPicture) -> _Block:
     return _Block((f"+{title}+", *rows, f"+{''.join(bottom)}+"), anchor)
 
 
-def _stem(stem: Stem) -> _Block:
-    """What stands on a link, slanted lines down to it, and its name."""
-    blocks = [_box(one) if isinstance(one, Leaf) else _stem(one) for one in stem.above]
+def _stem(stem: Stem, *, words: bool) -> _Block:
+    """What stands on a link, slanted lines down to it, and its name, with the ``words`` or without."""
+    blocks = [_box(one) if isinstance(one, Leaf) else _stem(one, words=words) for one in stem.above]
     lines, anchors = _beside(blocks)
-    label = " ".join((stem.name, *(f"! {mark}" for mark in stem.marks)))
+    said = [f" {stem.words}"] if words and stem.words else []
+    name = stem.name.center(NAME_MAX) if said else stem.name  # so that the words stand below each other
+    label = " ".join((name, *said, *(f"! {mark}" for mark in stem.marks)))
     width = max(len(lines[0]) if lines else 0, len(label))
     center = (anchors[0] + anchors[-1]) // 2 if anchors else width // 2
-    start = min(max(center - len(stem.name) // 2, 0), width - len(label))
-    center = start + len(stem.name) // 2
+    start = max(center - len(name) // 2, 0)
+    width = max(width, start + len(label)) if said else width
+    start = min(start, width - len(label))
+    center = start + len(name) // 2
     rows = []
-    for number in range(1, _SLANTS + 1):
+    slants = _STRAIGHT if stem.straight else _SLANTS
+    for number in range(1, slants + 1):
         row = [" "] * width
         for anchor in anchors:
-            column = anchor + round((center - anchor) * number / (_SLANTS + 1))
+            column = anchor + round((center - anchor) * number / (slants + 1))
             row[column] = "|" if abs(center - anchor) < _SLANTS else "\\" if center > anchor else "/"
         rows.append("".join(row))
     named = (" " * start + label).ljust(width)

@@ -1,6 +1,6 @@
 """The plans of the host's own links: macvtaps, macvlans and VLANs that a person makes, changes and deletes by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from guestnet.errors import ConflictError, GuestnetError, UsageError
@@ -364,16 +364,26 @@ def _check_new_mac(mac: Mac, link: Link, base: Link | None, host: Host) -> None:
         check_mac(mac, Parent(name=base.name, base=base), host)
 
 
-def delete(kind: Kind, names: tuple[str, ...], host: Host, *, foreign: bool) -> Plan:
+def delete(
+    kind: Kind,
+    names: tuple[str, ...],
+    host: Host,
+    *,
+    foreign: bool,
+    holders: Mapping[int, Sequence[object]] | None = None,
+) -> Plan:
     """The plan that deletes these links, topmost first, and the VLANs that an attach made and nothing uses then.
 
-    What must stay is told in ``failures``; the others go all the same.
+    ``holders`` are, by ifindex, the processes that have a macvtap open: it stays, unless that is not to be asked. What
+    must stay is told in ``failures``; the others go all the same.
     """
     going: list[Link] = []
     failures: list[GuestnetError] = []
     for name in dict.fromkeys(names):
         try:
-            going.append(_ours(kind, name, host, foreign=foreign))
+            link = _ours(kind, name, host, foreign=foreign)
+            _check_not_held(link, (holders or {}).get(link.index, ()))
+            going.append(link)
         except GuestnetError as error:
             failures.append(error)
     gone = {link.index for link in going}
@@ -394,6 +404,15 @@ def delete(kind: Kind, names: tuple[str, ...], host: Host, *, foreign: bool) -> 
         links=tuple(link.readable for link in doomed),
         failures=tuple(failures),
     )  # fmt: skip
+
+
+def _check_not_held(link: Link, holders: Sequence[object]) -> None:
+    """Whoever has it open is told nothing by the kernel, and goes on writing to nobody."""
+    if holders:
+        raise ConflictError(
+            f"{link.readable} is held open by {', '.join(map(str, holders))}",
+            hint="end that first; --force takes the link away from under it",
+        )
 
 
 def _ours(kind: Kind, name: str, host: Host, *, foreign: bool) -> Link:

@@ -1,7 +1,7 @@
 """A topology as it is written: nodes, their parents, and the endpoints on them; and what in it contradicts itself."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 
@@ -26,13 +26,14 @@ class Where(StrEnum):
 class Wire:
     """A parent of a node under the name that the file gives it: a link by its name, or VLAN ``vlan`` on another wire.
 
-    Parents of one name are on one wire, whatever the link is called on each node.
+    Parents of one name are on one wire, whatever the link is called on each node. ``at`` is where that is written.
     """
 
     name: str
     link: str = ""
     on: str = ""
     vlan: int | None = None
+    at: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +104,11 @@ class Node:
         if links and name in links:
             return links[name]
         return wire.link if not wire.on else f"{self.parent_of(wire.on, links)}.{wire.vlan}"
+
+    def lowest(self, name: str, links: Mapping[str, str] | None = None) -> Wire:
+        """The parent below the VLANs of the parent of that name: that whose link must be there."""
+        wire = self.wire(name)
+        return wire if not wire.on or (links and name in links) else self.lowest(wire.on, links)
 
     def endpoint(self, name: str) -> Endpoint:
         """The endpoint of that name; NotFoundError with the near names."""

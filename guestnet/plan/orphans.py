@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from guestnet.guest import xml
-from guestnet.model import HOST_ALIAS, VLAN_ALIAS, Guest, Kind, Link, Owner
+from guestnet.model import HOST_ALIAS, SHIM_ALIAS, VLAN_ALIAS, Guest, Kind, Link, Owner
 from guestnet.plan.host import Host
+from guestnet.plan.layout import marked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,8 @@ class Evidence:
 
     ``host`` has the links as they are and all their uses, ``before`` is as they were before the guests were asked.
     ``holders`` are, by ifindex, the processes that have a macvtap open. ``busy`` says of guests, by UUID, why nothing
-    can be said of their links; ``others`` why nothing can be said of VLANs.
+    can be said of their links; ``others`` why nothing can be said of VLANs; ``unasked`` why nothing can be said of any
+    link that a guest of libvirt may use, as its guests are not known.
     """
 
     host: Host
@@ -32,6 +34,7 @@ class Evidence:
     holders: Mapping[int, tuple[object, ...]]
     busy: Mapping[str, str]
     others: str = ""
+    unasked: str = ""
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, ...]:
@@ -69,11 +72,18 @@ def _use(link: Link, host: Host, evidence: Evidence, users: Mapping[str, str], g
     """Why the link stays, empty where it does not."""
     if link.alias == HOST_ALIAS:
         return "the host's own"
+    if link.alias == SHIM_ALIAS:
+        return "the host's own, beside its guests"
+    topology, _ = marked(link.alias)
+    if topology:
+        return f"of the topology {topology}"
     if link.name in users:
         return users[link.name]
     held = evidence.holders.get(link.index, ())
     if held:
         return f"held open by {', '.join(map(str, held))}"
+    if evidence.unasked and link.owner is not Owner.QEMU:
+        return evidence.unasked
     if link.guest_uuid in evidence.busy:
         return evidence.busy[link.guest_uuid]
     if link.guest_uuid and link.kind != Kind.MACVTAP:

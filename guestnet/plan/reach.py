@@ -78,7 +78,7 @@ class Reach:
                 if source.place == target.place:
                     continue
                 for address in target.addresses:
-                    own = _first(source, address.version)
+                    own = _own_towards(source, address.ip)
                     if own is not None:
                         yield self.ping(source, own, target, address.ip)
 
@@ -175,8 +175,10 @@ def _some(network: Network) -> Iterator[Ip]:
         yield network[-back]
 
 
-def _first(endpoint: Endpoint, version: int) -> Address | None:
-    return next((one for one in endpoint.addresses if one.version == version), None)
+def _own_towards(endpoint: Endpoint, target: Ip) -> Address | None:
+    """The address a packet to the target is sent from: one of the target's subnet, else the first of its version."""
+    own = [one for one in endpoint.addresses if one.version == target.version]
+    return next((one for one in own if _has(one.network, target)), own[0] if own else None)
 
 
 def _has(network: Network, address: Ip) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from guestnet.errors import ConflictError, NotFoundError, UsageError
 from guestnet.inet import Address, Network, Route
-from guestnet.model import ALIAS_PREFIX, NAME_MAX, Kind, Link, LinkName, Mac, Mode, NewLink
+from guestnet.model import NAME_MAX, SHIM_ALIAS, Kind, Link, LinkName, Mac, Mode, NewLink
 from guestnet.plan.host import Host
 from guestnet.plan.parent import (
     Parent,
@@ -20,12 +20,11 @@ from guestnet.plan.parent import (
 )
 from guestnet.plan.steps import SetMac, SetMtu, SetUp
 from guestnet.plan.topology import HERE, Contents, SetAddress, SetRoute, SetSysctl, Step, Within
-
-SHIM_ALIAS = ALIAS_PREFIX + "shim"
-"""The ifalias of a shim."""
+from guestnet.plan.unit import WriteUnit, card, command_line, device_unit, escaped, filled
 
 _PREFIX = "shim-"
-_UNIT = "guestnet-host-"
+UNIT = "guestnet-host-"
+"""How the names of their units begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +43,22 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The steps that make a shim, its name, the parent it stands on, and what a person should be told."""
+    """The steps that make a shim, its name, the parent it stands on, and what a person should be told.
+
+    The rest is what it has after them: ``card`` is the link below it that is there at boot, ``mtu`` None the parent's,
+    ``anyway`` as it was asked for.
+    """
 
     name: str
     parent: Parent
     steps: tuple[Step, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    card: str
+    mac: str
+    addresses: tuple[Address, ...]
+    routes: tuple[Network, ...]
+    mtu: int | None
+    anyway: bool
 
 
 def shims(host: Host) -> tuple[Link, ...]:
@@ -118,6 +127,7 @@ def add(wanted: Wanted, host: Host, contents: Contents, machine_id: str, sysctls
     _check_subnets(wanted, there, contents)
     mine = there.index if there is not None else 0
     has = [one.address for one in contents.addresses if one.index == mine]
+    by_hand = [one.address for one in contents.addresses if one.index == mine and one.by_hand]
     steps += [SetAddress(netns=HERE, link=name, address=one) for one in wanted.addresses if one not in has]
     known = [one.to for one in contents.routes if one.index == mine and one.via is None]
     own = [one.network for one in (*wanted.addresses, *has)]
@@ -126,7 +136,29 @@ def add(wanted: Wanted, host: Host, contents: Contents, machine_id: str, sysctls
         for one in wanted.routes
         if one not in known and one not in own
     ]
-    return Plan(name=name, parent=parent, steps=tuple(steps), notes=tuple(notes))
+    differs = there is not None and parent.link is not None and there.mtu != parent.link.mtu
+    return Plan(
+        name=name, parent=parent, steps=tuple(steps), notes=tuple(notes), card=card(parent.base, host).name,
+        mac=there.mac if there is not None and wanted.mac is None else _mac(wanted, parent, machine_id),
+        addresses=tuple(sorted({*wanted.addresses, *by_hand}, key=_by_version)),
+        routes=tuple(sorted({*wanted.routes, *(routes_of(there, contents) if there is not None else ())} - {*own},
+                            key=_by_version)),
+        mtu=wanted.mtu or (there.mtu if there is not None and differs else None), anyway=wanted.anyway,
+    )  # fmt: skip
+
+
+def routes_of(shim: Link, contents: Contents) -> tuple[Network, ...]:
+    """The routes that a shim was given: not those that come with its addresses, or by themselves."""
+    own = [one.address.network for one in contents.addresses if one.index == shim.index]
+    return tuple(
+        one.to
+        for one in contents.routes
+        if one.index == shim.index and one.to not in own and not one.to.is_link_local and not one.to.is_multicast
+    )
+
+
+def _by_version(one: Address | Network) -> tuple[int, str]:
+    return one.version, str(one)
 
 
 def sysctls_of(name: str) -> dict[str, str]:
@@ -143,8 +175,12 @@ def _known(sysctl: str, name: str, sysctls: Mapping[str, str | None]) -> bool:
     return sysctls.get(sysctl.replace(f"/{name}/", "/default/")) is not None
 
 
+def _mac(wanted: Wanted, parent: Parent, machine_id: str) -> Mac:
+    return wanted.mac or Mac.derive(machine_id, "the host", parent.readable, 0)
+
+
 def _make(wanted: Wanted, name: LinkName, parent: Parent, host: Host, machine_id: str) -> list[Step]:
-    mac = wanted.mac or Mac.derive(machine_id, "the host", parent.readable, 0)
+    mac = _mac(wanted, parent, machine_id)
     taken = host.find(name)
     if taken is not None:
         raise ConflictError(
@@ -212,26 +248,19 @@ def _of(link: Link) -> str:
 
 def _check_subnets(wanted: Wanted, there: Link | None, contents: Contents) -> None:
     """Raise ConflictError where an address of the host has a part in a subnet that a new one brings."""
-    names = {link.index: link.name for link in contents.links}
-    for one in contents.addresses:
-        if there is not None and one.index == there.index:
-            continue
-        for address in wanted.addresses:
-            alone = f"{address.ip}/{address.max_prefixlen}"
-            if one.address.ip == address.ip:
-                raise ConflictError(
-                    f"{names.get(one.index, '?')} has the address {address.ip} already",
-                    hint="choose one that nobody on the wire has: guests talk to the host by that",
-                )
-            both = {one.address.network.prefixlen, address.network.prefixlen}
-            if one.address.version != address.version or address.max_prefixlen in both:
-                continue
-            if address.network.overlaps(one.address.network):
-                raise ConflictError(
-                    f"the subnet of {address} overlaps that of {one.address} on {names.get(one.index, '?')}: what is "
-                    "for the wire would leave by one of them",
-                    hint=f"--address {alone}, and a --route for each guest, or for a subnet they are in",
-                )
+    clash = contents.clash(wanted.addresses, besides=[there.name] if there is not None else [])
+    if clash is None:
+        return
+    if clash.same:
+        raise ConflictError(
+            f"{clash.link} has the address {clash.wanted.ip} already",
+            hint="choose one that nobody on the wire has: guests talk to the host by that",
+        )
+    raise ConflictError(
+        f"the subnet of {clash.wanted} overlaps that of {clash.there} on {clash.link}: what is for the wire would "
+        "leave by one of them",
+        hint=f"--address {clash.alone}, and a --route for each guest, or for a subnet they are in",
+    )
 
 
 def delete(name: str, host: Host) -> Link:
@@ -246,8 +275,11 @@ def delete(name: str, host: Host) -> Link:
             f"{name} is no link that `guestnet host add` made: it is {describe(other, host)}",
             hint=f"guestnet {other.kind} delete {name}",
         )
-    there = ", ".join(link.name for link in shims(host)) or "none"
-    raise NotFoundError(f"the host has no link of its own {name} or on {name}", hint=f"there is {there}")
+    there = ", ".join(link.name for link in shims(host))
+    raise NotFoundError(
+        f"no link {name}, and none on {name}, was made by `guestnet host add`",
+        hint=f"those it made: {there}" if there else "it made none that is still there",
+    )
 
 
 # The systemd unit
@@ -255,39 +287,26 @@ def delete(name: str, host: Host) -> Link:
 
 def unit_name(name: str) -> str:
     """The unit that brings the shim of that name back at boot."""
-    return f"{_UNIT}{_escaped(name)}.service"
+    return f"{UNIT}{escaped(name)}.service"
 
 
-def device_unit(link: str) -> str:
-    """The unit that systemd has for a network card: systemd.device(5), with systemd-escape(1)'s way of writing it."""
-    return f"sys-subsystem-net-devices-{_escaped(link)}.device"
+def units_for(name: str) -> tuple[str, ...]:
+    """The units that a person may mean by the name of a shim, of its parent, or of the unit itself."""
+    try:
+        return name, unit_name(name), unit_name(name_for(name))
+    except UsageError:
+        return (name,)  # no link is called so
 
 
-def _escaped(name: str) -> str:
-    """A name as a part of a unit's: letters, digits, `:`, `_` and `.` stand for themselves, but a leading dot."""
-    written = []
-    for place, byte in enumerate(name.encode()):
-        one = chr(byte)
-        plain = one.isascii() and (one.isalnum() or one in ":_" or (one == "." and place > 0))
-        written.append(one if plain else f"\\x{byte:02x}")
-    return "".join(written)
-
-
-def command_line(words: Iterable[str]) -> str:
-    """Words as systemd.service(5) reads them back: quoted, with what it would replace doubled."""
-    quoted = []
-    for word in words:
-        inside = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-        quoted.append(f'"{inside}"')
-    return " ".join(quoted)
-
-
-def unit(template: str, *, parent: Parent, start: Iterable[str], stop: Iterable[str]) -> str:
-    """The unit's text."""
+def unit(made: Plan, template: str, me: Iterable[str]) -> WriteUnit:
+    """The unit that makes a shim as it will be after its plan; ``me`` are the words that call guestnet."""
+    start = [*me, "host", "add", made.parent.readable, "--name", made.name, "--mac", made.mac]
+    start += [word for address in made.addresses for word in ("--address", str(address))]
+    start += [word for route in made.routes for word in ("--route", str(route))]
+    start += ["--mtu", str(made.mtu)] if made.mtu is not None else []
+    start += ["--yes"] if made.anyway else []
     words = {
-        "@PARENT@": parent.readable.replace("%", "%%"), "@DEVICE@": device_unit(parent.base.name),
-        "@START@": command_line(start), "@STOP@": command_line(stop),
+        "PARENT": made.parent.readable.replace("%", "%%"), "DEVICE": device_unit(made.card),
+        "START": command_line(start), "STOP": command_line([*me, "host", "delete", made.name, "--keep-unit"]),
     }  # fmt: skip
-    for word, value in words.items():
-        template = template.replace(word, value)
-    return template
+    return WriteUnit(name=unit_name(made.name), text=filled(template, words))

@@ -1,6 +1,6 @@
 """The plans of a topology on one node: what brings it up from whatever is there, and what takes it down."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from guestnet.errors import ConflictError, NotFoundError, UsageError
@@ -108,6 +108,21 @@ def _in(netns: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clash:
+    """An address that is wanted on a link, and one that another link has: ``same`` or in a subnet that overlaps."""
+
+    wanted: Address
+    there: Address
+    link: str
+    same: bool
+
+    @property
+    def alone(self) -> str:
+        """The address that is wanted without a subnet."""
+        return f"{self.wanted.ip}/{self.wanted.max_prefixlen}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
     """What is in one network namespace. ``mark`` is the ifalias of its ``lo``, ``host`` the number by which its links
     call the node's own namespace; None for that one itself."""
@@ -121,6 +136,21 @@ class Contents:
     def find(self, name: str) -> Link | None:
         """The link of that name."""
         return next((link for link in self.links if link.name == name), None)
+
+    def clash(self, addresses: Iterable[Address], *, besides: Container[str]) -> Clash | None:
+        """The first of these addresses that another link has, or whose subnet overlaps one of another link: by which
+        of the two a packet would leave is chance. ``besides`` are links that do not count. An address alone has no
+        subnet."""
+        names = {link.index: link.name for link in self.links}
+        wanted = tuple(addresses)
+        for one in self.addresses:
+            name = names.get(one.index, "?")
+            for address in wanted if name not in besides else ():
+                same = one.address.ip == address.ip
+                alone = address.max_prefixlen in (one.address.network.prefixlen, address.network.prefixlen)
+                if same or (one.address.version == address.version and not alone and _overlap(one.address, address)):
+                    return Clash(wanted=address, there=one.address, link=name, same=same)
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,21 +207,39 @@ class Plan:
     amiss: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def wanted(
-    topology: Topology, node: Node, host: Host, machine_id: str, stand_ins: Mapping[str, str]
-) -> tuple[Wanted, ...]:
-    """The endpoints that are links of this node's own, in the file's order; ``stand_ins`` are links by parent name.
+def parents(node: Node, host: Host, stand_ins: Mapping[str, str]) -> dict[str, Parent]:
+    """The parents that this node's endpoints stand on, by their names in the file; ``stand_ins`` are links by parent
+    name.
 
-    Raises what the resolving of a parent raises.
+    Raises what the resolving of a parent raises; NotFoundError says where in the file the link is named.
     """
     for name in stand_ins:
         node.wire(name)
+    found: dict[str, Parent] = {}
+    for wire in dict.fromkeys(endpoint.wire for endpoint in node.endpoints):
+        lowest = node.lowest(wire, stand_ins)
+        try:
+            found[wire] = resolve_parent(node.parent_of(wire, stand_ins), None, host)
+        except NotFoundError as error:
+            said = f"--parent {lowest.name}={stand_ins[lowest.name]}" if lowest.name in stand_ins else lowest.at
+            raise NotFoundError(
+                f"{said}: {error.message} on this host",
+                hint=f"{error.hint}; where it is called otherwise: --parent {lowest.name}=LINK",
+            ) from None
+    return found
+
+
+def wanted(
+    topology: Topology, node: Node, host: Host, machine_id: str, stand_ins: Mapping[str, str]
+) -> tuple[Wanted, ...]:
+    """The endpoints that are links of this node's own, in the file's order. Raises as ``parents``."""
+    resolved = parents(node, host, stand_ins)
     found = []
     for endpoint in node.endpoints:
         if endpoint.kind is Where.GUEST:
             continue
         mac = None if endpoint.mode is Mode.PASSTHRU else endpoint.mac_of(topology.name, machine_id)
-        parent = resolve_parent(node.parent_of(endpoint.wire, stand_ins), None, host)
+        parent = resolved[endpoint.wire]
         found.append(
             Wanted(
                 endpoint=endpoint, room=endpoint.inside if endpoint.kind is Where.NETNS else HERE,
@@ -433,7 +481,7 @@ class _Up:
         if one.endpoint.kind is Where.QEMU:
             return  # they are for what runs in it
         if one.room == HERE:
-            self._check_subnets(one, link, contents)
+            self._check_subnets(one, contents)
         there = [] if link is None else [it for it in contents.addresses if it.index == link.index and it.by_hand]
         good = [it.address for it in there if not it.duplicate]
         for it in there:
@@ -446,27 +494,21 @@ class _Up:
                 self._amiss(one, f"no {address}")
                 self.addresses.append(SetAddress(netns=one.room, link=one.name, address=address))
 
-    def _check_subnets(self, one: Wanted, link: Link | None, contents: Contents) -> None:
+    def _check_subnets(self, one: Wanted, contents: Contents) -> None:
         """Raise ConflictError where another link of the host has the address, or a subnet that overlaps."""
-        names = {it.index: it.name for it in contents.links}
-        mine = {name for it in self.links if it.room == HERE for name in (it.name,)}
-        for it in contents.addresses:
-            name = names.get(it.index, "?")
-            if (link is not None and it.index == link.index) or name in mine:
-                continue
-            for address in one.endpoint.addresses:
-                if it.address.ip == address.ip:
-                    raise ConflictError(
-                        f"{name} of this host has the address {address.ip} already", hint="choose another in the file"
-                    )
-                both = {it.address.network.prefixlen, address.network.prefixlen}
-                alone = address.max_prefixlen in both
-                if it.address.version == address.version and not alone and _overlap(it.address, address):
-                    raise ConflictError(
-                        f"{address} of {one.endpoint.title} overlaps {it.address} of {name} on this host: what is for "
-                        "both would leave by one of them",
-                        hint=f"choose a subnet apart, or {address.ip}/{address.max_prefixlen} and routes to the others",
-                    )
+        clash = contents.clash(one.endpoint.addresses, besides={it.name for it in self.links if it.room == HERE})
+        if clash is None:
+            return
+        if clash.same:
+            raise ConflictError(
+                f"{clash.link} of this host has the address {clash.wanted.ip} already",
+                hint="choose another in the file",
+            )
+        raise ConflictError(
+            f"{clash.wanted} of {one.endpoint.title} overlaps {clash.there} of {clash.link} on this host: what is for "
+            "both would leave by one of them",
+            hint=f"choose a subnet apart, or {clash.alone} and routes to the others",
+        )
 
     def _routes(self, one: Wanted, link: Link | None, contents: Contents) -> None:
         if one.endpoint.kind is Where.QEMU:

@@ -103,9 +103,10 @@ def _told(line: Sequence[str], words: Sequence[str], bridge: str, pid: int) -> T
         there = {link.mac: link for link in links.all() if link.kind == "macvtap"}
     for one in found:
         link = there.get(one.mac)
-        device = tap.device_of(link) if link is not None else None
-        held = tap.holders(device).get(device.rdev, ()) if device is not None else ()
-        if link is None or not (held or link.owner is not Owner.QEMU):
+        if link is None:
+            return one
+        held = tap.held([link]).get(link.index, ())
+        if not held and link.owner is Owner.QEMU:
             return one
         if pid not in {holder.pid for holder in held}:
             raise ConflictError(

@@ -257,12 +257,12 @@ def _left_over(qemu: Monitor, rows: Sequence[Row], links: Sequence[Link]) -> tup
     if os.geteuid() != 0:
         return ()  # who has a tap open is for root to see
     shown = {row.ifname for row in rows}
-    ours = {link: tap.device_of(link) for link in links if link.owner is Owner.QEMU and link.name not in shown}
-    held = tap.holders(*ours.values())
+    ours = [link for link in links if link.owner is Owner.QEMU and link.name not in shown]
+    held = tap.held(ours)
     return tuple(
         inside.on_link(Row(id=plan.id_of(link.mac), mac=link.mac, model="", bus="", queues=1), link, links)
-        for link, device in ours.items()
-        if any(holder.pid == qemu.pid for holder in held.get(device.rdev, ()))
+        for link in ours
+        if any(holder.pid == qemu.pid for holder in held.get(link.index, ()))
     )
 
 

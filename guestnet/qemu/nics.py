@@ -1,11 +1,9 @@
 """The NICs of a QEMU: macvtaps made, opened and checked, and taken away when nobody has them open any more."""
 
 import os
-import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from guestnet import apply
 from guestnet.closes import Closes
@@ -24,9 +22,6 @@ from guestnet.undo import Undo
 
 GUEST = "qemu"
 """What a guest without a name is called."""
-
-LIBVIRT_GUESTS = Path("/etc/libvirt/qemu")
-"""Where libvirt keeps the guests that are defined."""
 
 _SPARE_FDS = 16  # for what a command opens besides: sockets, sysfs, the lock
 
@@ -153,7 +148,7 @@ def opened(requests: Sequence[Request], options: Options) -> Opened:
     plan.check_requests(requests, options.vhost)
     need_root("making a NIC")
     with Links() as links, Undo() as undo, ExitStack() as mine:
-        left_over = unheld(link for link in links.all() if link.owner is Owner.QEMU)
+        left_over = tap.unheld(link for link in links.all() if link.owner is Owner.QEMU)
         if left_over:
             remove(left_over, options.notice)
         with undo.part("links", lambda: lock.held(notice=options.notice)) as part:
@@ -188,7 +183,7 @@ def _wire(requests: Sequence[Request], links: Links, options: Options) -> plan.W
     host = Host(links=there, wireless=links.wireless(there) if os.geteuid() == 0 else frozenset())
     if any(request.mode is Mode.PASSTHRU for request in requests):
         host = replace(host, used_elsewhere=links.used_elsewhere())
-    stale = unheld(link for link in there if link.owner is Owner.QEMU) if os.geteuid() == 0 else ()
+    stale = tap.unheld(link for link in there if link.owner is Owner.QEMU) if os.geteuid() == 0 else ()
     guest = options.guest or GUEST
     wiring = plan.wire(requests, host, guest=guest, machine_id=machine_id(), alias=qemu_alias(guest), stale=stale)
     check_support(wiring.steps, links)
@@ -214,8 +209,11 @@ def check_support(steps: Iterable[LinkStep], links: Links) -> None:
 def check_fd_limit(fds: int) -> None:
     """Raise ConflictError where so many fds more are over what this process may have."""
     wanted = fds + len(os.listdir("/proc/self/fd")) + _SPARE_FDS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and wanted > soft:
+    soft = os.sysconf("SC_OPEN_MAX")
+    if 0 <= soft < wanted:
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         more = hard == resource.RLIM_INFINITY or wanted <= hard
         raise ConflictError(
             f"the queues need {wanted} open files, and this process may have {soft}",
@@ -249,18 +247,6 @@ def verified(nics: Iterable[plan.Nic], links: Links) -> tuple[Link, ...]:
     return tuple(found)
 
 
-def unheld(links: Iterable[Link]) -> tuple[Link, ...]:
-    """Those of these macvtaps, of this namespace, that no process has open."""
-    devices = {}
-    for link in links:
-        try:
-            devices[link] = tap.device_of(link)
-        except ConflictError:
-            continue  # it went meanwhile
-    held = tap.holders(*devices.values())
-    return tuple(link for link, device in devices.items() if device.rdev not in held)
-
-
 def remove(
     links: Sequence[Link], notice: Callable[[str], None] | None = None
 ) -> tuple[tuple[Link, tuple[tap.Holder, ...]], ...]:
@@ -273,9 +259,8 @@ def remove(
         host = Host(links=door.all())
         same = {(link.index, link.name) for link in links}
         ours = [link for link in host.links if (link.index, link.name) in same and link.owner is Owner.QEMU]
-        devices = {link: tap.device_of(link) for link in ours}
-        held = tap.holders(*devices.values())
-        going = [link for link in ours if devices[link].rdev not in held]
+        held = tap.held(ours)
+        going = [link for link in ours if link.index not in held]
         doomed = [*going]
         if sources is not None and any(made_for_guests(lower) for link in going if (lower := host.below(link))):
             host = replace(host, used_elsewhere=door.used_elsewhere(), addressed=door.addressed(), sources=sources)
@@ -285,7 +270,7 @@ def remove(
             apply.Doors(links=door, target=door),
             undo,
         )
-        return tuple((link, held[device.rdev]) for link, device in devices.items() if device.rdev in held)
+        return tuple((link, held[link.index]) for link in ours if link.index in held)
 
 
 def _sources(links: Iterable[Link]) -> frozenset[str] | None:
@@ -296,11 +281,11 @@ def _sources(links: Iterable[Link]) -> frozenset[str] | None:
     lower = [host.at(link.parent) for link in links]
     if not any(link is not None and made_for_guests(link) for link in lower):
         return frozenset()
-    from guestnet.guest.domain import Hypervisor
+    from guestnet.guest.domain import Hypervisor, has_guests_on_record
     from guestnet.plan.situation import direct_sources
 
     try:
         with Hypervisor("qemu:///system") as hypervisor:
             return direct_sources(hypervisor.guests())
     except GuestnetError:
-        return None if any(LIBVIRT_GUESTS.glob("*.xml")) else frozenset()
+        return None if has_guests_on_record() else frozenset()

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from guestnet import apply
@@ -125,10 +125,11 @@ def _wait_for(child: int) -> int:
 
 def _watch_what_is_left(made: Opened, options: Options) -> None:
     for link, holders in made.left:
-        device = tap.device_of(link)
-        if device.node() is tap.Node.RIGHT:
-            with LastClose.of(device.path) as last_close:
-                start_watcher(last_close, link)
+        with suppress(ConflictError):  # it went meanwhile: nothing to watch
+            device = tap.device_of(link)
+            if device.node() is tap.Node.RIGHT:
+                with LastClose.of(device.path) as last_close:
+                    start_watcher(last_close, link)
         if options.notice is not None:
             options.notice(f"{link.name} stays while {', '.join(map(str, holders))} has it open")
 
@@ -209,8 +210,7 @@ def _check_unused(nic: plan.Nic, host: Host) -> None:
     link = host.find(nic.ifname)
     if link is None or os.geteuid() != 0:
         return
-    device = tap.device_of(link)
-    held = tap.holders(device).get(device.rdev)
+    held = tap.held([link]).get(link.index)
     if held:
         raise ConflictError(
             f"{nic.ifname} is there and in use: {held[0]} has it open",
@@ -299,7 +299,7 @@ def _open(name: LinkName, queues: int, vnet_header: bool, stack: ExitStack) -> T
     try:
         return stack.enter_context(Tap.open(name, queues=queues, vnet_header=vnet_header))
     except NotPermittedError as error:
-        error.hint = "run this as root, or have an administrator give you the node by a udev rule, see docs/qemu.md"
+        error.hint = "run this with sudo, or have an administrator give you the node by a udev rule, see docs/qemu.md"
         raise
 
 

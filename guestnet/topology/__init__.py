@@ -1,1 +1,1 @@
-"""x."""
+"""The verbs on topologies: files, bringing up, looking, taking down."""

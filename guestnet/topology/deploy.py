@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from guestnet import units
 from guestnet.apply import topology as effects
 from guestnet.errors import GuestnetError, NotFoundError, NotPermittedError
 from guestnet.inet import Assigned
@@ -20,6 +21,8 @@ from guestnet.plan.host import Host
 from guestnet.plan.layout import Node, Topology, Where
 from guestnet.plan.reach import Reach
 from guestnet.plan.steps import AddLink, Plug
+from guestnet.plan.unit import WriteUnit
+from guestnet.topology import boot
 from guestnet.topology import state as states
 from guestnet.topology.observe import rooms_of, wait_addresses
 from guestnet.undo import Undo
@@ -42,6 +45,8 @@ class Options:
     waiting: Callable[[float], None] | None = None
     notice: Callable[[str], None] | None = None
     hook: bool = False
+    persist: bool = False
+    keep_unit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,7 @@ class Row:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a verb did on a node: the steps it took (or would take, in a dry run), the endpoints as they are then, what
-    a person should be told, and the seconds."""
+    a person should be told, the seconds, and whether it comes up at boot."""
 
     topology: str
     node: str
@@ -70,24 +75,26 @@ class Outcome:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     seconds: float
+    persists: bool = False
     dry_run: bool = False
 
 
 def up(topology: Topology, options: Options, *, source: str = "") -> Outcome:
     """Bring this node's part of a topology up, from whatever there is of it, and read it back.
 
-    The same call again takes no steps. On a failure what was made is taken away; what stood in the way of the file, and
-    was deleted for it, stays deleted. Raises what the plan and the kernel refuse, and ConflictError where another on
-    the wire has one of the addresses.
+    The same call again takes no steps. With ``persist`` a systemd unit does it at each boot. On a failure what was made
+    is taken away; what stood in the way of the file, and was deleted for it, stays deleted. Raises what the plan and
+    the kernel refuse, and ConflictError where another on the wire has one of the addresses.
     """
     begun = time.monotonic()
     with _at_work(topology, options) as work:
         nics = work.nics()
+        written, notes = work.unit(source)
         coming = work.attach(nics, dry_run=True)
         if options.dry_run:
             made = work.planned(nics)
             rows = work.rows(made, coming)
-            return work.outcome((*made.steps, *_steps(coming)), rows, _notes(made, coming), begun)
+            return work.outcome((*made.steps, *_steps(coming), *written), rows, (*_notes(made, coming), *notes), begun)
         with Undo() as undo:
             with undo.part(f"the links of {topology.name}", work.locked) as part:
                 made = work.converge(nics, part, source)
@@ -95,7 +102,9 @@ def up(topology: Topology, options: Options, *, source: str = "") -> Outcome:
             work.wait_addresses()
             after = work.planned(nics)
             _verify(after.steps)
-        return work.outcome((*made.steps, *_steps(done)), work.rows(after, done), _notes(made, done), begun)
+            units.carry_out(written, undo)
+        steps = (*made.steps, *_steps(done), *written)
+        return work.outcome(steps, work.rows(after, done), (*_notes(made, done), *notes), begun)
 
 
 def status(topology: Topology, options: Options) -> Outcome:
@@ -158,7 +167,8 @@ class _Work:
         return lock.held(notice=self.options.notice)
 
     def nics(self) -> tuple[plan.GuestWanted, ...]:
-        """The NICs of guests on this node."""
+        """The NICs of guests on this node. Raises where a parent of the node is not there, before a guest is asked."""
+        plan.parents(self.node, Host(links=self.places.here.links.all()), self.options.parents)
         return plan.guests(self.topology, self.node, self.machine_id, self.options.parents)
 
     def planned(self, nics: tuple[plan.GuestWanted, ...]) -> plan.Plan:
@@ -183,6 +193,16 @@ class _Work:
         seen = plan.Seen(host=host, rooms=rooms, sysctls=values, siblings=siblings)
         made = plan.up(self.topology, self.links, nics, seen)
         return replace(made, notes=(*made.notes, *_reach_notes(self.topology, self.node)))
+
+    def unit(self, source: str) -> tuple[tuple[WriteUnit, ...], tuple[str, ...]]:
+        """The step that has it come up at boot, where that is wished, and what a person should know then."""
+        if not self.options.persist:
+            return (), ()
+        more = [*(() if self.options.hook else ("--no-hook",)), "--connect", self.options.uri]
+        guests = any(endpoint.kind is Where.GUEST for endpoint in self.node.endpoints)
+        host = Host(links=self.places.here.links.all())
+        wanted = boot.unit(self.topology, self.node, host, source, self.options.parents, more if guests else ())
+        return units.planned(wanted), boot.notes(source)
 
     def converge(self, nics: tuple[plan.GuestWanted, ...], undo: Undo, source: str) -> plan.Plan:
         """Take the steps there are, and those that they bring about; the first plan, with all steps taken."""
@@ -244,16 +264,16 @@ class _Work:
             by_guest.setdefault(nic.guest, []).append(nic)
         if not by_guest:
             return []
-        from guestnet import attach
+        from guestnet import attachment
 
-        how = attach.Options(
+        how = attachment.Options(
             uri=self.options.uri, dry_run=dry_run, timeout=self.options.timeout, waiting=self.options.waiting,
             notice=self.options.notice, hook=self.options.hook, watch=None if dry_run else self.options.watch,
         )  # fmt: skip
         outcomes = []
         for guest, theirs in by_guest.items():
             watched = how if undo is None else replace(how, watch=_taking_back(undo, how))
-            outcomes.append(attach.attach(guest, tuple(nic.request for nic in theirs), watched))
+            outcomes.append(attachment.attach(guest, tuple(nic.request for nic in theirs), watched))
         return outcomes
 
     def wait_addresses(self) -> None:
@@ -309,7 +329,8 @@ class _Work:
         """What the verb did."""
         return Outcome(
             topology=self.topology.name, node=self.node.name, steps=steps, rows=rows, notes=notes,
-            seconds=time.monotonic() - begun, dry_run=self.options.dry_run,
+            seconds=time.monotonic() - begun, persists=units.at_boot(boot.unit_name(self.topology.name)),
+            dry_run=self.options.dry_run,
         )  # fmt: skip
 
 
@@ -328,12 +349,12 @@ def _taking_back(undo: Undo, how: Any) -> Callable[[str, Any], None]:
 
 def _unplug(step: Plug, how: Any) -> None:
     """Take a NIC from where it was plugged in, and from nowhere else; one that is not there is no error."""
-    from guestnet import attach
+    from guestnet import attachment
 
     if not (step.live and step.config):  # with both it goes from wherever it is: the guest may have stopped since
         how = replace(how, live=step.live, config=step.config)
     with suppress(NotFoundError):
-        attach.detach(step.guest, (str(step.mac),), how)
+        attachment.detach(step.guest, (str(step.mac),), how)
 
 
 def _reach_notes(topology: Topology, node: Node) -> list[str]:

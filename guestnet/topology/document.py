@@ -1,6 +1,7 @@
 """The file of a topology: what may be in it, and the values it becomes. docs/schema/topology.json is made of this."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,6 +22,14 @@ SCHEMA = "docs/schema/topology.json"
 
 _T = TypeVar("_T")
 _MANY = 5  # errors that are told at once
+_MAY_GO = (
+    "type",
+    "mode",
+    "mac",
+    "mtu",
+    "multicast",
+    "sysctls",
+)  # of an endpoint, without which the rest means the same
 _WANTED = {
     "string_type": ("text", "put it in quotes"),
     "int_type": ("a whole number", ""),
@@ -146,10 +155,9 @@ def shipped() -> tuple[str, ...]:
 def find(name: str) -> Topology:
     """The topology of a file, or a shipped one by its name.
 
-    A word with a slash, or that ends in .yaml or .yml, is a file. Raises NotFoundError with the near names, UsageError
-    for what is wrong in it, with the line.
+    Raises NotFoundError with the near names, UsageError for what is wrong in it, with the line.
     """
-    if "/" in name or name.endswith(SUFFIXES):
+    if is_file(name):
         return parse(_read(Path(name)), name)
     names = shipped()
     if name not in names:
@@ -159,6 +167,11 @@ def find(name: str) -> Topology:
             hint=f"did you mean {' or '.join(near)}?" if near else f"a file ends in .yaml; there is {', '.join(names)}",
         )
     return parse(templates.read(f"topologies/{name}.yaml"), f"{name}.yaml")
+
+
+def is_file(name: str) -> bool:
+    """Whether that names a file: a word with a slash, or that ends in .yaml or .yml."""
+    return "/" in name or name.endswith(SUFFIXES)
 
 
 def _read(path: Path) -> bytes:
@@ -182,17 +195,44 @@ def parse(data: bytes, name: str) -> Topology:
     try:
         part = TopologyPart.model_validate(text.value)
     except ValidationError as error:
-        refused = (_of_pydantic(one, text.value) for one in error.errors(include_url=False))
-        raise _told([*{one.path: one for one in refused}.values()], text) from None
+        errors = (_of_pydantic(one, text.value) for one in error.errors(include_url=False))
+        refused = {one.path: one for one in errors}
+        raise _told([*refused.values(), *_of_the_rest(text, refused)], text) from None
     count = sum(len(node.endpoints) for node in part.nodes.values())
     if count > ENDPOINTS_MAX:
         raise UsageError(f"{name} has {count} endpoints, {ENDPOINTS_MAX} are the most", hint="split it")
     found: list[Problem] = []
-    topology = _topology(part, found)
+    topology = _topology(part, found, text)
     found = [*found, *problems(topology)] or list(circles(topology))
     if found:
         raise _told(found, text)
     return topology
+
+
+def _of_the_rest(text: source.Source, refused: Collection[source.Path]) -> list[Problem]:
+    """What contradicts itself in a document besides what was refused: the keys and endpoints of that are left out.
+
+    Nothing where the parents are refused, or what is left is no topology.
+    """
+    if any(path[2:3] == ("parents",) for path in refused):
+        return []
+    rest = deepcopy(text.value)
+    for path in refused:
+        if path[2:3] == ("endpoints",):
+            may_go = path[4:5] and (path[4] in _MAY_GO or path[4] not in EndpointPart.model_fields)
+            path = path[: 5 if may_go else 4]
+        holder = rest
+        for key in path[:-1]:
+            holder = holder.get(key, {}) if isinstance(holder, dict) else {}
+        if isinstance(holder, dict) and path:
+            holder.pop(path[-1], None)
+    try:
+        part = TopologyPart.model_validate(rest)
+    except ValidationError:
+        return []
+    found: list[Problem] = []
+    topology = _topology(part, found, text)
+    return [*found, *problems(topology)]
 
 
 def _told(found: Sequence[Problem], text: source.Source) -> UsageError:
@@ -253,19 +293,21 @@ def _keys(path: Sequence[str | int]) -> Iterator[str]:
     return iter(models.get(len(path), OnWire).model_fields)
 
 
-def _topology(part: TopologyPart, found: list[Problem]) -> Topology:
+def _topology(part: TopologyPart, found: list[Problem], text: source.Source) -> Topology:
     return Topology(
-        name=part.name, about=part.about, nodes=tuple(_node(name, node, found) for name, node in part.nodes.items())
-    )
+        name=part.name, about=part.about,
+        nodes=tuple(_node(name, node, found, text) for name, node in part.nodes.items()),
+    )  # fmt: skip
 
 
-def _node(name: str, part: NodePart, found: list[Problem]) -> Node:
+def _node(name: str, part: NodePart, found: list[Problem], text: source.Source) -> Node:
     wires = []
     for wire, parent in part.parents.items():
+        at = text.at(("nodes", name, "parents", wire))
         if isinstance(parent, OnWire):
-            wires.append(Wire(name=wire, on=parent.on, vlan=vlan_id(parent.vlan)))
+            wires.append(Wire(name=wire, on=parent.on, vlan=vlan_id(parent.vlan), at=at))
         else:
-            wires.append(Wire(name=wire, link=parent))
+            wires.append(Wire(name=wire, link=parent, at=at))
     return Node(
         name=name, wires=tuple(wires),
         endpoints=tuple(_endpoint(each, name, endpoint, found) for each, endpoint in part.endpoints.items()),

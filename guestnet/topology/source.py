@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guestnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from ruamel.yaml.error import MarkedYAMLError
 
 BYTES_MAX, DEPTH_MAX, VALUES_MAX = 1 << 18, 16, 20_000
 
@@ -24,6 +27,8 @@ _WORDS: Mapping[str, Any] = MappingProxyType(
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _MERGE = "<<"
+_BRACKETS = MappingProxyType({"while parsing a flow mapping": ("{", "}"), "while parsing a flow sequence": ("[", "]")})
+_MET = re.compile(r"(?:got|found) '([^']+)'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +96,7 @@ class _Reader:
                 else:
                     self._take(kind, event)
         except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            problem = str(error.problem or error.context or "it is no YAML")
-            tab = "\\t" in problem or "\t" in problem
-            hint = "indent with spaces: a tab is none in YAML" if tab else "quote what has a `:`, `#` or `{` in it"
-            raise self._error(mark, problem, hint) from None
+            raise self._error(*_told(error)) from None
         except (YAMLError, UnicodeDecodeError, ValueError) as error:
             raise UsageError(f"{self._name} is no YAML: {str(error).splitlines()[0]}") from None
         if self._root is None:
@@ -154,6 +155,29 @@ class _Reader:
         else:
             parent.pairs.append((key, node))
             self._keys[-1] = None
+
+
+def _told(error: "MarkedYAMLError") -> tuple[Any, str, str]:
+    """Where the parser's error is, what it is, and what to do: of what is not closed, where it was opened."""
+    mark, begun = error.problem_mark or error.context_mark, error.context_mark
+    problem, within = str(error.problem or error.context or "it is no YAML"), str(error.context or "")
+    met = _MET.search(problem)
+    if begun is not None and met is not None and within in _BRACKETS:
+        opening, closing = _BRACKETS[within]
+        there = "the file ends" if met[1] == "<stream end>" else f"there is `{met[1]}`"
+        return (
+            begun, f"a `{opening}` is not closed, or has no `,` between two things in it",
+            f"on line {mark.line + 1} {there} where `,` or `{closing}` belongs",
+        )  # fmt: skip
+    if begun is not None and within == "while scanning a quoted scalar":
+        return begun, "a quote is not closed", "a text that has a quote in it goes into the other kind of quotes"
+    if "\\t" in problem or "\t" in problem:
+        return mark, problem, "indent with spaces: a tab is none in YAML"
+    if met is not None and met[1] in ("}", "]"):
+        return mark, problem, f"one `{met[1]}` too many, or its other half is missing"
+    if "<block end>" in problem:
+        return mark, problem, "what is in one mapping or list is indented alike"
+    return mark, problem, "quote what has a `:`, `#` or `{` in it"
 
 
 @dataclass(slots=True)

@@ -6,14 +6,13 @@ themselves.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from guestnet.errors import GuestnetError, NotPermittedError
-from guestnet.kernel import lock
+from guestnet.kernel import files, lock
 
 Values = tuple[tuple[str, str], ...]
 
@@ -68,16 +67,10 @@ def _pairs(values: Any) -> Values:
 
 
 def write(state: State) -> None:
-    """Keep it, in one step: whoever is killed leaves the old file or the new one."""
+    """Keep it. Like all that follows, with the lock of the host's links held."""
     where = directory()
     where.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = where / f"{state.name}.json"
-    new = where / f".{state.name}.new"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        json.dump(asdict(state), file, indent=2)
-        file.write("\n")
-    os.replace(new, path)
+    files.replace(where / f"{state.name}.json", (json.dumps(asdict(state), indent=2) + "\n").encode(), 0o600)
 
 
 def put_back(name: str, before: State | None) -> None:
@@ -91,7 +84,7 @@ def put_back(name: str, before: State | None) -> None:
 def remove(name: str) -> None:
     """Forget a topology; the directory goes with the last one."""
     where = directory()
-    for path in (where / f"{name}.json", where / f".{name}.new"):
+    for path in (where / f"{name}.json", *where.glob(f"{files.UNFINISHED}*")):  # the latter of one that was killed
         path.unlink(missing_ok=True)
     try:
         where.rmdir()

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+from guestnet import units
 from guestnet.apply import topology as effects
-from guestnet.errors import GuestnetError, NotFoundError
+from guestnet.errors import GuestnetError, NotFoundError, raise_together
 from guestnet.inet import sysctl_words
 from guestnet.kernel import lock, netns, sysctl
 from guestnet.kernel.place import Places
@@ -17,8 +18,8 @@ from guestnet.plan import topology as plan
 from guestnet.plan.host import Host, made_for_guests
 from guestnet.plan.layout import Topology
 from guestnet.plan.steps import DeleteLink
+from guestnet.topology import boot, vlans
 from guestnet.topology import state as states
-from guestnet.topology import vlans
 from guestnet.topology.deploy import Options, Outcome, must_be_root
 from guestnet.topology.observe import rooms_of
 from guestnet.undo import Undo
@@ -39,11 +40,8 @@ def down(name: str, options: Options, *, topology: Topology | None = None) -> Ou
         sources = vlans.sources(places.here.links, options.uri, work.notes)
         with lock.held(notice=options.notice) if not options.dry_run else nullcontext():
             work.links(sources)
-    if work.failures:
-        first, *others = work.failures
-        for other in others:
-            first.add_note(other.message)
-        raise first
+    work.unit()
+    raise_together(work.failures)
     return Outcome(
         topology=name, node=work.known.node if work.known is not None else "", steps=tuple(work.steps), rows=(),
         notes=tuple(work.notes), seconds=time.monotonic() - begun, dry_run=options.dry_run,
@@ -72,9 +70,9 @@ class _Down:
                 wanted |= dict.fromkeys((nic.guest, str(nic.request.mac or "")) for nic in nics)
         if not wanted:
             return
-        from guestnet import attach, inventory
+        from guestnet import attachment, inventory
 
-        how = attach.Options(
+        how = attachment.Options(
             uri=self.options.uri, dry_run=self.options.dry_run, timeout=self.options.timeout,
             waiting=self.options.waiting, notice=self.options.notice,
         )  # fmt: skip
@@ -83,11 +81,21 @@ class _Down:
                 there = inventory.rows(self.options.uri, guest)
                 macs = tuple(row.mac for row in there if (guest, row.mac) in wanted)
                 if macs:
-                    self.steps += attach.detach(guest, macs, how).steps
+                    self.steps += attachment.detach(guest, macs, how).steps
             except NotFoundError as error:
                 self.notes.append(error.message)
             except GuestnetError as error:
                 self.failures.append(error)
+
+    def unit(self) -> None:
+        """Take away the unit that brings it up at boot."""
+        steps = () if self.options.keep_unit else units.deletion(boot.unit_name(self.name))
+        self.steps += steps
+        try:
+            with Undo() as undo:
+                units.carry_out(() if self.options.dry_run else steps, undo)
+        except GuestnetError as error:
+            self.failures.append(error)
 
     def _node(self, topology: Topology) -> str:
         """Which node of the file this host is: as said, as it was when it came up, or by its name."""

@@ -9,12 +9,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from guestnet.lab.image import image
-from tests.bench.run import GUESTNET, ROUNDS, in_turn, table
+from tests.bench.run import GUESTNET, ROUNDS, behind, in_turn, table
 from tests.qemu.conftest import Bare
 
 MAC = "52:54:00:be:4d:01"
@@ -132,7 +130,8 @@ def attach(path: str) -> None:
         "+ plans, netlink": "import guestnet.cli, guestnet.cli.qemu, guestnet.qemu, guestnet.apply.links",
         "+ asyncio, qemu.qmp": "import guestnet.cli, guestnet.cli.qemu, guestnet.apply.links, guestnet.qemu.hotplug",
     }
-    starts = in_turn({name: [sys.executable, "-c", code] for name, code in imports.items()})
+    alike = "import gc; gc.disable(); "  # as the program does
+    starts = in_turn({name: [sys.executable, "-c", alike + code] for name, code in imports.items()})
     parts = [work(path) for _ in range(ROUNDS)]
     print("  where it goes:")
     before = 0.0
@@ -150,39 +149,16 @@ def work(path: str) -> dict[str, float]:
     from guestnet.model import Mac, Request
     from guestnet.qemu import Options, hotplug
 
-    doors = {"netlink, /sys, /dev": 0.0, "who has the tap open (/proc)": 0.0, "QMP": 0.0}
-    depth = [0]
-
-    def timed(door: str, function: Callable[..., object]) -> Callable[..., object]:
-        def run(*args: object, **kwargs: object) -> object:
-            begun = time.perf_counter()
-            depth[0] += 1
-            try:
-                return function(*args, **kwargs)
-            finally:
-                depth[0] -= 1
-                if not depth[0]:
-                    doors[door] += (time.perf_counter() - begun) * 1000
-
-        return run
-
-    saved = []
-    for door, owner, names in (
+    wanted = (Request(parent="nic0", mac=Mac(MAC)),)
+    doors = (
         ("netlink, /sys, /dev", link.Links, ("__init__", "all", "find", "add", "_change", "quiet", "wireless")),
         ("netlink, /sys, /dev", tap, ("device", "device_of", "_open", "_set_flags")),
         ("who has the tap open (/proc)", tap, ("holders",)),
         ("QMP", Monitor, ("__init__", "execute", "several", "give_fd", "close")),
-    ):
-        for name in names:
-            saved.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, timed(door, getattr(owner, name)))
-    begun = time.perf_counter()
-    hotplug.attach(path, (Request(parent="nic0", mac=Mac(MAC)),), Options(), hotplug.How())
-    total = (time.perf_counter() - begun) * 1000
-    for owner, name, function in saved:
-        setattr(owner, name, function)
+    )
+    spent_at = behind(doors, lambda: hotplug.attach(path, wanted, Options(), hotplug.How()), rest="plan, the rest")
     hotplug.detach(path, (MAC,), hotplug.How())
-    return {**doors, "plan, the rest": total - sum(doors.values())}
+    return spent_at
 
 
 if __name__ == "__main__":

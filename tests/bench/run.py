@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from guestnet.lab import Lab
 from guestnet.lab.node import Node
@@ -44,7 +45,7 @@ def main() -> None:
     def wanted(name: str) -> bool:
         return not words or any(word in name for word in words)
 
-    here = [bench.__name__ for bench in (start, attach, links) if wanted(bench.__name__)]
+    here = [bench.__name__ for bench in (start, attach, links, complete) if wanted(bench.__name__)]
     if here:
         lab = Lab(name="bench")
         lab.up(nodes=1, guests=1, progress=lambda text: print(f"# {text}", file=sys.stderr))
@@ -128,7 +129,7 @@ def attach() -> None:
     imports = {
         "interpreter": "pass",
         "+ command line (typer)": "import guestnet.cli.guests",
-        "+ lxml, libvirt, plans": "import guestnet.cli.guests, guestnet.attach",
+        "+ lxml, libvirt, plans": "import guestnet.cli.guests, guestnet.attachment",
     }
     starts = in_turn({name: [sys.executable, "-c", code] for name, code in imports.items()})
     parts = [work() for _ in range(ROUNDS)]
@@ -143,12 +144,29 @@ def attach() -> None:
 
 def work() -> dict[str, float]:
     """One attach within this process: the ms spent behind each door."""
-    from guestnet import attach as verb
+    from guestnet import attachment as verb
     from guestnet.guest import domain
     from guestnet.kernel import link, tap
     from guestnet.model import Mac, Request
 
-    doors = {"netlink and /sys": 0.0, "libvirt": 0.0}
+    options = verb.Options(uri="qemu:///system")
+    wanted = (Request(parent="nic0", mac=Mac(MAC)),)
+    doors = (
+        ("netlink and /sys", link.Links, ("__init__", "all", "find", "add", "_change", "quiet", "wireless")),
+        ("netlink and /sys", tap, ("device",)),
+        ("libvirt", domain.Hypervisor, ("__init__", "domain", "guests", "close")),
+        ("libvirt", domain.Domain, ("snapshot", "attach", "set_metadata")),
+    )
+    spent_at = behind(doors, lambda: verb.attach(GUEST, wanted, options), rest="plan, XML, the rest")
+    verb.detach(GUEST, (MAC,), options)
+    return spent_at
+
+
+def behind(
+    doors: Sequence[tuple[str, Any, Sequence[str]]], work: Callable[[], object], *, rest: str
+) -> dict[str, float]:
+    """The ms that some work within this process spends behind each door: its name, and where its functions are."""
+    taken = dict.fromkeys([door for door, _, _ in doors], 0.0)
     depth = [0]
 
     def timed(door: str, function: Callable[..., object]) -> Callable[..., object]:
@@ -160,28 +178,21 @@ def work() -> dict[str, float]:
             finally:
                 depth[0] -= 1
                 if not depth[0]:
-                    doors[door] += (time.perf_counter() - begun) * 1000
+                    taken[door] += (time.perf_counter() - begun) * 1000
 
         return run
 
     saved = []
-    for door, owner, names in (
-        ("netlink and /sys", link.Links, ("__init__", "all", "find", "add", "_change", "quiet", "wireless")),
-        ("netlink and /sys", tap, ("device",)),
-        ("libvirt", domain.Hypervisor, ("__init__", "domain", "guests", "close")),
-        ("libvirt", domain.Domain, ("snapshot", "attach", "set_metadata")),
-    ):
+    for door, owner, names in doors:
         for name in names:
             saved.append((owner, name, getattr(owner, name)))
             setattr(owner, name, timed(door, getattr(owner, name)))
-    options = verb.Options(uri="qemu:///system")
     begun = time.perf_counter()
-    verb.attach(GUEST, (Request(parent="nic0", mac=Mac(MAC)),), options)
+    work()
     total = (time.perf_counter() - begun) * 1000
     for owner, name, function in saved:
         setattr(owner, name, function)
-    verb.detach(GUEST, (MAC,), options)
-    return {**doors, "plan, XML, the rest": total - sum(doors.values())}
+    return {**taken, rest: total - sum(taken.values())}
 
 
 def links() -> None:
@@ -224,8 +235,23 @@ def links() -> None:
         spent(delete)
 
 
+def complete() -> None:
+    """What a shell waits for at a press of TAB: guests from libvirt, parents and NICs from the kernel."""
+    python = "python3 -c pass"
+    words = [*GUESTNET, "completion", "words", "--"]
+    sides: dict[str, Sequence[str]] = {
+        python: [sys.executable, "-c", "pass"],
+        "guestnet att<TAB>": [*words, "att"],
+        "guestnet attach <TAB>, the guests": [*words, "attach", ""],
+        "guestnet attach vm1 --parent <TAB>": [*words, "attach", "vm1", "--parent", ""],
+        "guestnet detach vm1 <TAB>, its NICs": [*words, "detach", "vm1", ""],
+        "guestnet --version": [*GUESTNET, "--version"],
+    }
+    table("completion", in_turn(dict(sides)), python, "150 ms")
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--inside"]:
-        {"start": start, "attach": attach, "links": links}[sys.argv[2]]()
+        {"start": start, "attach": attach, "links": links, "complete": complete}[sys.argv[2]]()
     else:
         main()

@@ -548,6 +548,26 @@ def test_a_deletion_goes_on_past_what_must_stay_and_tells_all_of_it(run_guestnet
     assert parent.shown("type macvtap") == []
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_a_macvtap_that_a_process_holds_open_is_deleted_by_force_alone(
+    where: str, run_guestnet: Run, parent: Any
+) -> None:
+    assert run_guestnet("macvtap", "add", "mt0", "mt1", "--parent", "nic0", netns=parent.name).code == 0
+
+    def delete(*words: str) -> Any:
+        place = () if where == "here" else ("--netns", parent.name)
+        return run_guestnet("macvtap", "delete", *words, *place, netns=parent.name if where == "here" else None)
+
+    with tap.Tap.open("mt0", namespace=parent.fd):
+        for answer in (delete("mt0", "--dry-run"), delete("mt0", "mt1")):
+            assert answer.code == 5
+            assert f"mt0 is held open by process {os.getpid()} (" in answer.err
+            assert "--force" in answer.err
+        assert [link["ifname"] for link in parent.shown("type macvtap")] == ["mt0"]
+        assert delete("mt0", "--force").code == 0
+    assert parent.shown("type macvtap") == []
+
+
 def test_who_changes_links_waits_for_whoever_else_does(
     parent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,8 @@ def test_a_count_that_no_nic_has_is_refused(queues: int) -> None:
         Vhost.open(queues)
 
 
-@pytest.mark.skipif(os.path.exists(vhost.PATH), reason="this kernel has vhost-net")
+@pytest.mark.root
+@pytest.mark.kernel_without("vhost_net")
 def test_a_host_without_vhost_net_is_told_what_to_do() -> None:
     with pytest.raises(NotFoundError, match="CONFIG_VHOST_NET") as caught:
         Vhost.open(2)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from guestnet import attach, gc, inventory, repair
+from guestnet import attachment, gc, inventory, repair
 from guestnet.errors import GuestnetError
 from guestnet.guest.domain import Domain
 from guestnet.kernel import tap
@@ -66,11 +66,11 @@ def in_a_child(work: Work, *, kill_after: float | None = None) -> Any:
 
 def verb(word: str, guest: str, parent: str, watch: Any = None) -> Any:
     """An attach, or a detach of all; what it says."""
-    options = attach.Options(uri=URI, watch=watch)
+    options = attachment.Options(uri=URI, watch=watch)
     if word == "attach":
-        done = attach.attach(guest, (Request(parent=parent),), options)
+        done = attachment.attach(guest, (Request(parent=parent),), options)
     else:
-        done = attach.detach(guest, (), options, everything=True)
+        done = attachment.detach(guest, (), options, everything=True)
     return {"code": 0, "steps": [str(step) for step in done.steps]}
 
 
@@ -81,7 +81,7 @@ def collect() -> Any:
 
 def mend(guest: str) -> Any:
     """A repair."""
-    return {"code": 0, "steps": [str(step) for step in repair.repair(guest, attach.Options(uri=URI)).steps]}
+    return {"code": 0, "steps": [str(step) for step in repair.repair(guest, attachment.Options(uri=URI)).steps]}
 
 
 def seen(guest: str) -> Any:

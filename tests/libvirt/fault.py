@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from guestnet import attach
+from guestnet import attachment
 from guestnet.guest.domain import Domain
 from guestnet.kernel import tap
 from guestnet.kernel.link import Links
@@ -81,14 +81,14 @@ def main() -> None:
     fault.into(Domain, "attach", "set_metadata")
     fault.into(tap, "make_node", "device_of")
     steps: list[str] = []
-    dry = attach.Options(uri="qemu:///system", dry_run=True)
+    dry = attachment.Options(uri="qemu:///system", dry_run=True)
     requests = tuple(Request(parent=parent) for parent in parents)
-    steps += [str(step) for step in attach.attach(guest, requests, dry).steps]
+    steps += [str(step) for step in attachment.attach(guest, requests, dry).steps]
     before = open_files()
-    options = attach.Options(uri="qemu:///system", watch=fault.watch)
+    options = attachment.Options(uri="qemu:///system", watch=fault.watch)
     error = ""
     try:
-        attach.attach(guest, requests, options)
+        attachment.attach(guest, requests, options)
     except InjectedError as failure:
         error = " ".join([str(failure), *getattr(failure, "__notes__", [])])
     after = open_files()

@@ -17,7 +17,7 @@ from typing import Any
 
 import libvirt
 
-from guestnet import attach, gc, repair
+from guestnet import attachment, gc, repair
 from guestnet.errors import GuestnetError
 from guestnet.model import Mac, Request
 
@@ -26,19 +26,19 @@ URI = "qemu:///system"
 
 def do(verb: str, *words: str) -> None:
     """One job."""
-    options = attach.Options(uri=URI)
+    options = attachment.Options(uri=URI)
     match verb:
         case "attach":
             guest, parent, *mac = words
-            attach.attach(guest, (Request(parent=parent, mac=Mac(mac[0]) if mac else None),), options)
+            attachment.attach(guest, (Request(parent=parent, mac=Mac(mac[0]) if mac else None),), options)
         case "attach for good":
             guest, parent = words
-            attach.attach(guest, (Request(parent=parent),), attach.Options(uri=URI, hook=True, timeout=1))
+            attachment.attach(guest, (Request(parent=parent),), attachment.Options(uri=URI, hook=True, timeout=1))
         case "start" | "stop":
             _power(words[0], on=verb == "start")
         case "detach":
             guest, *names = words
-            attach.detach(guest, tuple(names), options, everything=not names)
+            attachment.detach(guest, tuple(names), options, everything=not names)
         case "repair":
             repair.repair(words[0], options)
         case "gc":

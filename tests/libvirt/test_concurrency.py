@@ -207,7 +207,7 @@ def test_a_guest_that_does_not_let_go_keeps_nobody_from_another_guest(n1: Host) 
 
 BETWEEN = """
 import subprocess, sys
-from guestnet import attach
+from guestnet import attachment
 from guestnet.model import Request
 
 def watch(phase, step):
@@ -217,7 +217,7 @@ def watch(phase, step):
         raise KeyboardInterrupt
 
 try:
-    attach.attach("n1g1", (Request(parent="nic1"),), attach.Options(uri="qemu:///system", watch=watch))
+    attachment.attach("n1g1", (Request(parent="nic1"),), attachment.Options(uri="qemu:///system", watch=watch))
 except KeyboardInterrupt as error:
     print("notes:", getattr(error, "__notes__", []))
 """

@@ -170,6 +170,28 @@ def test_while_libvirt_cannot_be_asked_nothing_is_collected(n1: Host, words: tup
         n1.run("ip", "link", "delete", "gn5254000000f0")
 
 
+def test_what_a_bare_qemu_left_is_collected_while_libvirt_cannot_be_asked(n1: Host) -> None:
+    nowhere = ("--connect", "qemu+unix:///system?socket=/nosuch")
+    add_link(n1, "gn5254000000f0", f"guestnet:1:{GONE}:vm9")
+    add_link(n1, "gn5254000000f1", "guestnet:1:qemu:web", mac="52:54:00:00:00:f1")
+    add_link(n1, "gn5254000000f2", "guestnet:1:qemu:db", mac="52:54:00:00:00:f2")
+    try:
+        with holding(n1, "gn5254000000f2"):
+            dry = n1.guestnet("gc", "--dry-run", *nowhere)
+            assert (dry.code, "would delete gn5254000000f1" in dry.err) == (1, True), dry
+            done = n1.guestnet("gc", *nowhere)
+            assert done.code == 1
+            assert "nothing is collected, since the guests are not known: libvirt at " in done.err
+            assert "gn5254000000f1: deleted" in done.err
+            ours = {"gn5254000000f0", "gn5254000000f1", "gn5254000000f2"}
+            assert n1.links().keys() & ours == {"gn5254000000f0", "gn5254000000f2"}
+        n1.run("ip", "link", "delete", "gn5254000000f0")
+        assert verdicts(n1, *nowhere) == {"gn5254000000f2": (True, "no process holds it open any more")}
+    finally:
+        for name in n1.links().keys() & {"gn5254000000f0", "gn5254000000f1", "gn5254000000f2"}:
+            n1.run("ip", "link", "delete", name)
+
+
 def test_a_libvirt_that_knows_no_guest_is_not_believed_unless_that_is_said(lab: Lab) -> None:
     empty = Lab(name=f"e{lab.name}")
     try:

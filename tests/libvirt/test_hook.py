@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from guestnet.errors import TimedOutError
+from guestnet.launcher import sealed
 from tests.libvirt.conftest import Host, address, ping
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.guest_runs_on]
@@ -38,6 +39,11 @@ def until(holds: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline
         never.wait(0.02)
     return found
+
+
+def written_by(python: str, text: str) -> str:
+    """The hook as the guestnet of that Python wrote it."""
+    return sealed(re.sub("(?m)^python=.*", f"python='{python}'", text).encode()).decode()
 
 
 @contextmanager
@@ -380,7 +386,7 @@ def test_python_is_not_started_for_a_guest_without_our_metadata(guest: Host) -> 
     guest.node.run(["tee", "/run/trap"], input=trap, check=True)
     guest.run("chmod", "755", "/run/trap")
     try:
-        guest.node.run(["tee", LAUNCHER], input=re.sub("(?m)^python=.*", "python='/run/trap'", launcher), check=True)
+        guest.node.run(["tee", LAUNCHER], input=written_by("/run/trap", launcher), check=True)
         guest.virsh("destroy", "n1g1")
         guest.virsh("start", "n1g1")
         guest.virsh("managedsave", "n1g1")
@@ -395,7 +401,9 @@ def test_python_is_not_started_for_a_guest_without_our_metadata(guest: Host) -> 
     guest.run("ip", "link", "delete", IFNAME)
 
 
-def test_a_start_is_not_ended_by_a_python_that_is_gone_or_does_not_find_guestnet(guest: Host) -> None:
+def test_a_python_that_is_gone_or_does_not_find_guestnet_ends_no_start_but_one_whose_link_is_not_there(
+    guest: Host,
+) -> None:
     launcher = guest.run("cat", LAUNCHER)
     guest.virsh("destroy", GUEST)
     guest.run(
@@ -403,12 +411,15 @@ def test_a_start_is_not_ended_by_a_python_that_is_gone_or_does_not_find_guestnet
     )
     try:
         for python, why in (("/nonexistent", "/nonexistent is gone"), ("/bin/false", "the hook ended with status 1")):
-            text = re.sub("(?m)^python=.*", f"python='{python}'", launcher)
-            guest.node.run(["tee", LAUNCHER], input=text, check=True)
+            guest.node.run(["tee", LAUNCHER], input=written_by(python, launcher), check=True)
             with logged(guest) as lines:
                 guest.virsh("start", GUEST)
             assert lines[0].startswith(f"{GUEST}: prepare was passed over, {why}")
             guest.virsh("destroy", GUEST)
-    finally:
         guest.run("ip", "link", "delete", IFNAME)
+        said = guest.node.run(["virsh", "start", GUEST]).stderr
+        assert f"guestnet: {GUEST}: prepare was passed over, {why}" in said
+        assert f"there is no link {IFNAME}\n" in said
+    finally:
+        guest.node.run(["ip", "link", "delete", IFNAME])
         guest.guestnet("hook", "install", check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guestnet import attach
+from guestnet import attachment
 from tests.libvirt.conftest import Host, address, ping
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
@@ -150,14 +150,14 @@ def test_a_hook_of_somebody_elses_is_left_and_the_attach_says_how_to_do_without(
 
 
 FAIL = """
-from guestnet import attach
+from guestnet import attachment
 from guestnet.model import Request
 
 def watch(phase, step):
     if phase == "begin" and str(step).startswith("plug"):
         raise KeyboardInterrupt
 
-attach.attach("n1g1", (Request(parent="nic1"),), attach.Options(uri="qemu:///system", hook=True, watch=watch))
+attachment.attach("n1g1", (Request(parent="nic1"),), attachment.Options(uri="qemu:///system", hook=True, watch=watch))
 """
 
 
@@ -171,4 +171,4 @@ def test_an_attach_that_fails_takes_the_hook_back_unless_another_guest_counts_on
     assert "KeyboardInterrupt" in done.stderr
     assert "not undone" not in done.stderr
     assert ready(n1) == other
-    assert attach.Options(uri="").hook is False
+    assert attachment.Options(uri="").hook is False

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from guestnet import templates
+from guestnet import launcher, templates
 from guestnet.model import GROUP
 from tests.libvirt.conftest import Host
-from tests.libvirt.test_hook import LAUNCHER, gone, logged, until
+from tests.libvirt.test_hook import LAUNCHER, gone, logged, until, written_by
 from tests.unit.test_hook import BAD, GOOD, NAME, UUID, domain, ifname, interface, record
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
@@ -306,28 +306,31 @@ def test_install_is_told_by_status_and_is_nothing_the_second_time(n1: Host) -> N
     assert status(n1)["state"] == "missing"
 
 
-@pytest.mark.parametrize("how", ["mode", "python"])
+@pytest.mark.parametrize("how", ["mode", "python", "version"])
 def test_a_hook_that_is_not_as_it_should_be_is_renewed(n1: Host, how: str) -> None:
     right = n1.run("cat", LAUNCHER)
     match how:
         case "mode":
             n1.run("chmod", "644", LAUNCHER)
         case "python":
-            text = re.sub("(?m)^python=.*", "python='/gone/python'", right)
-            n1.node.run(["tee", LAUNCHER], input=text, check=True)
+            n1.node.run(["tee", LAUNCHER], input=written_by("/gone/python", right), check=True)
             assert (status(n1)["python"], status(n1)["python_there"]) == ("/gone/python", False)
+        case "version":
+            text = launcher.sealed(right.replace("# guestnet hook 1", "# guestnet hook 9").encode() + b"# more\n")
+            n1.node.run(["tee", LAUNCHER], input=text.decode(), check=True)
     assert (status(n1)["state"], status(n1)["ready"]) == ("outdated", False)
     assert "renews it" in n1.guestnet("hook", "status").out
     n1.guestnet("hook", "install", check=True)
     assert (n1.run("cat", LAUNCHER), status(n1)["ready"]) == (right, True)
 
 
-@pytest.mark.parametrize("what", ["file", "changed", "link", "directory"])
+@pytest.mark.parametrize("what", ["file", "changed", "unsummed", "link", "directory"])
 def test_what_is_somebody_elses_is_neither_overwritten_nor_taken_away(n1: Host, what: str) -> None:
     right = n1.run("cat", LAUNCHER)
     n1.run("rm", LAUNCHER)
     make = {
         "changed": "cat >{0}; echo logger more >>{0}; chmod 755 {0}",
+        "unsummed": "sed /sha256/d >{0}; chmod 755 {0}",
         "file": "echo '#!/bin/sh' >{0}; chmod 755 {0}",
         "link": "ln -s /bin/true {0}",
         "directory": "mkdir {0}",
@@ -420,7 +423,7 @@ def test_a_libvirtd_that_does_not_answer_is_told_of_and_is_asked_again_by_the_ne
 
 
 def test_what_an_install_left_that_was_killed_is_taken_away_with_the_hook(n1: Host) -> None:
-    ours = templates.read("hook/told").replace(b"@ANSWERS@", b"/run/guestnet/answers").decode()
+    ours = launcher.sealed(templates.read("hook/told")).decode()
     for left, text, stays in (("guestnet", ours, False), ("guestnet", ours + "logger more\n", True)):
         n1.run("mkdir", "/etc/libvirt/hooks/daemon.d")
         n1.node.run(["tee", f"/etc/libvirt/hooks/daemon.d/{left}"], input=text, check=True)

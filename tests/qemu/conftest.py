@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -55,20 +56,13 @@ class Bare(Guest):
 
     def booted(self, process: subprocess.Popen[str] | None = None) -> None:
         """Wait until the guest is up; AssertionError with the last words of who started it if that ends."""
-        deadline = time.monotonic() + BOOT_SECONDS
-        never = threading.Event()
-        while not self.port.exists():
+
+        def is_there() -> bool:
             assert process is None or process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "QEMU does not start"
-            never.wait(0.02)
-        while True:
-            try:
-                self.wait_ready(timeout=BOOT_SECONDS)
-            except BlockingIOError:  # a slow QEMU has not taken the last connection yet
-                assert time.monotonic() < deadline, "QEMU does not serve its serial port"
-                never.wait(0.1)
-            else:
-                return
+            return listens(self.port)
+
+        until(is_there, timeout=BOOT_SECONDS)
+        self.wait_ready(timeout=BOOT_SECONDS)
 
     def answers(self, mac: str, nic: str, far: "Host", *, host: int = 1, mtu: int | None = None, by: str = "") -> None:
         """Give the guest's NIC of that MAC an address on the cable ``nic``, and let the far end ping it, ``by`` a link
@@ -120,6 +114,18 @@ class Host(Namespace):
         """The processes that have a macvtap open."""
         device = tap.device(name, namespace=self.fd)
         return [holder.pid for holder in tap.holders(device).get(device.rdev, ())]
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens at a unix socket: for a moment it is bound and nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as one:
+        try:
+            one.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except BlockingIOError:
+            return True  # and others wait to be served
+    return True
 
 
 def until(happened: Callable[[], bool], *, timeout: float = 30.0) -> None:

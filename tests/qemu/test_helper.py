@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from guestnet.kernel import lock, tap
 from guestnet.lab.image import COMMAND_LINE, Image
 from guestnet.model import Owner
 from tests.conftest import REPO, as_user
-from tests.qemu.conftest import GUESTNET, Bare, Host, until
+from tests.qemu.conftest import GUESTNET, Bare, Host, listens, until
 
 pytestmark = pytest.mark.root
 
@@ -156,16 +158,21 @@ DOMAIN = """
 """
 
 
+@pytest.fixture
+def own() -> Iterator[Path]:
+    """A directory that every user may go into: pytest closes those above tmp_path whenever it starts."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
 @pytest.mark.guest
 def test_a_guest_of_an_ordinary_users_libvirt_answers(
-    host: Host, guest_image: Image, tmp_path_factory: pytest.TempPathFactory, processes: list[subprocess.Popen[str]]
+    host: Host, guest_image: Image, own: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     """The bridge's name is the parent; what a setuid program does here, a rule for sudo does elsewhere."""
     if shutil.which("gcc") is None:
         pytest.fail("gcc is needed to make a setuid program")
-    own = tmp_path_factory.mktemp("session")
-    for directory in [own, *own.parents][:3]:
-        directory.chmod(directory.stat().st_mode | 0o111)
     words = ", ".join(f'"{word}"' for word in shlex.split(HELPER))
     helper = own / "helper"
     compile_it = ["gcc", "-x", "c", "-", "-o", str(helper), f"-DHELPER={words}", f'-DREPO="{REPO}"']
@@ -202,6 +209,12 @@ def test_a_guest_of_an_ordinary_users_libvirt_answers(
     guest.answers(LEARNED, "nic0", host)
     (link,) = host.ours().values()
     assert link.mac == LEARNED
+    (monitor,) = own.rglob("monitor.sock")
+    elsewhere = own / "qmp"
+    elsewhere.hardlink_to(monitor)
+    for path in (monitor, elsewhere):
+        answer = host.guestnet("qemu", "attach", "--qmp", str(path), "--parent", "nic1")
+        assert (answer.code, "is a monitor of a libvirt guest" in answer.err) == (5, True), answer
     virsh("destroy", "s1")
     until(lambda: not host.ours())
 
@@ -242,7 +255,9 @@ def test_what_is_sent_is_one_tap_with_a_header_and_the_bridge_is_the_parent(host
 
 
 def is_tap(pid: int, fd: str) -> bool:
-    return bool(re.search("/tap[0-9]", os.readlink(f"/proc/{pid}/fd/{fd}")))
+    with suppress(FileNotFoundError):  # closed meanwhile: it looks around
+        return bool(re.search("/tap[0-9]", os.readlink(f"/proc/{pid}/fd/{fd}")))
+    return False
 
 
 def test_an_fd_that_lives_on_in_another_process_keeps_the_link(host: Host, ask: Ask) -> None:
@@ -305,7 +320,7 @@ def test_qemu_is_told_when_the_helper_fails(host: Host, tmp_path: Path, processe
     path = tmp_path / "qmp"
     listen = ("-qmp", f"unix:{path},server=on,wait=off")
     processes.append(host.start("qemu-system-x86_64", "-machine", "none", "-display", "none", *listen))
-    until(path.exists)
+    until(lambda: listens(path))
     with Monitor(str(path)) as qemu, pytest.raises(RefusedError, match="helper failed"):
         qemu.execute("netdev_add", type="tap", id="n0", helper=f"{HELPER} --parent nic7")
     assert not host.ours()

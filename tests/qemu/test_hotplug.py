@@ -25,7 +25,7 @@ from guestnet.plan.qemu import Vhost
 from guestnet.qemu import Options, hotplug, inside
 from guestnet.qemu.hotplug import How
 from tests.conftest import Namespace, as_user
-from tests.qemu.conftest import GUESTNET, Bare, Host, until, wired
+from tests.qemu.conftest import GUESTNET, Bare, Host, listens, until, wired
 
 pytestmark = pytest.mark.root
 
@@ -316,20 +316,10 @@ def qemu(host: Host, tmp_path: Path, processes: list[subprocess.Popen[str]]) -> 
         base = ("-nodefaults", "-display", "none", "-accel", "tcg", "-m", "16", "-machine", machine)
         listen = ("-qmp", f"unix:{path},server=on,wait=off") if at is None else ()
         processes.append(host.start("qemu-system-x86_64", *base, *listen, *words))
-        until(path.exists)
         until(lambda: listens(path))
         return path
 
     return start
-
-
-def listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as one:
-        try:
-            one.connect(str(path))
-        except ConnectionRefusedError:
-            return False
-        return bool(one.recv(1))
 
 
 PORT = ("-device", "pcie-root-port,id=p0,chassis=1,slot=1")
@@ -373,7 +363,7 @@ def test_a_nic_that_run_gave_is_listed_and_cannot_be_taken_from_a_bus_without_ho
     more = ("-device", "virtio-net-pci,id=other,mac=52:54:00:00:e2:77", "-device", "e1000,mac=52:54:00:00:e2:78")
     run = ("qemu", "run", "--parent", "nic0", "--mac", MAC, "--queues", "2")
     processes.append(host.start(*GUESTNET, *run, "--", "qemu-system-x86_64", *words, *more))
-    until(path.exists)
+    until(lambda: listens(path))
     rows = host.guestnet("qemu", "list", "--qmp", str(path), "--json", check=True).json
     assert [(row["id"], row["mac"], row["model"], row["ifname"], row["queues"]) for row in rows] == [
         (f"gn{MAC.replace(':', '')}", MAC, "virtio", f"gn{MAC.replace(':', '')}", 2),
@@ -465,9 +455,8 @@ def test_dry_run_says_the_steps_and_takes_none(host: Host, qemu: Callable[..., P
     assert state(host, path) == before
 
 
+@pytest.mark.kernel_without("vhost_net")
 def test_vhost_is_refused_where_there_is_none_before_qemu_could_abort(host: Host, qemu: Callable[..., Path]) -> None:
-    if os.path.exists("/dev/vhost-net"):
-        pytest.skip("this kernel has vhost-net")
     path = qemu(*PORT)
     before = state(host, path)
     requests = (Request(parent="nic0"),)

@@ -17,7 +17,9 @@ import pytest
 
 from guestnet.kernel import tap
 from guestnet.lab.image import Image
-from tests.conftest import Namespace, as_user
+from guestnet.model import GROUP
+from guestnet.qemu.run import Passed, filled
+from tests.conftest import REPO, Namespace, as_user
 from tests.qemu.conftest import GUESTNET, Bare, Host, until, wired
 
 pytestmark = pytest.mark.root
@@ -260,6 +262,31 @@ def test_a_run_that_is_ended_while_it_waits_leaves_nothing(host: Host, processes
     assert host.ours() == {}
 
 
+NO_LIBVIRT = 'mount -t tmpfs none /run && { [ ! -d /etc/libvirt ] || mount -t tmpfs none /etc/libvirt; } && exec "$@"'
+"""For a shell in a mount namespace of its own: neither a socket of libvirt's nor a guest on record."""
+
+
+def test_what_a_killed_run_left_is_collected_on_a_host_without_libvirt(host: Host, processes: Started) -> None:
+    held = host.start(*GUESTNET, "qemu", "run", "--parent", "nic1", "--mac", OTHER, "--", "sh", "-c", "exec sleep 60")
+    processes.append(held)
+    until(lambda: len(host.ours()) == 1)
+    (kept,) = host.ours()
+    with host.start(*GUESTNET, *RUN, "--", "sh", "-c", "kill -9 $PPID") as run:
+        assert run.wait(30) == -signal.SIGKILL
+    left = f"gn{MAC.replace(':', '')}"
+    host.ip(f"link add link nic1 name unmarked group {GROUP} type macvtap mode bridge")
+    until(lambda: host.holders(left) == [] and host.holders(kept) != [])
+    without = ("unshare", "--mount", "sh", "-c", NO_LIBVIRT, "sh")
+    with host.start(*without, *GUESTNET, "gc", "--json") as gc:
+        out, err = gc.communicate(timeout=60)
+    assert gc.returncode == 0, out + err
+    verdicts = {row["name"]: (row["orphan"], row["why"]) for row in json.loads(out)["links"]}
+    assert verdicts.pop("unmarked")[0]
+    assert verdicts.pop(left) == (True, "no process holds it open any more")
+    assert verdicts[kept][1].startswith("held open by process ")
+    assert {link.name for link in host.links.all() if link.kind == "macvtap"} == {kept}
+
+
 def test_a_macvtap_that_somebody_deleted_is_no_error_at_the_end(host: Host) -> None:
     delete = f"ip link delete gn{MAC.replace(':', '')}; exit 4"
     assert host.guestnet(*RUN, "--", "sh", "-c", delete).code == 4
@@ -341,9 +368,12 @@ def test_what_cannot_be_run_is_refused(code: int, words: tuple[str, ...], said: 
     assert said in refused(host, code, "qemu", "run", *words)
 
 
-@pytest.mark.skipif(os.path.exists("/dev/vhost-net"), reason="this kernel has vhost-net")
+@pytest.mark.kernel_without("vhost_net")
 def test_vhost_is_refused_where_there_is_none_before_qemu_could_abort(host: Host) -> None:
     assert "no /dev/vhost-net" in refused(host, 3, *RUN, "--vhost", "on", "--", "true")
+    assert "no /dev/vhost-net" in refused(host, 3, "qemu", "args", *RUN[2:], "--vhost", "on")
+    host.guestnet("macvtap", "add", "mt0", "--parent", "nic0", check=True)
+    assert "no /dev/vhost-net" in refused(host, 3, "exec", "mt0", "--vhost", "on", "--", "true")
 
 
 def test_a_program_that_the_kernel_does_not_run_leaves_nothing(host: Host, tmp_path: Path) -> None:
@@ -431,6 +461,18 @@ def test_exec_fills_in_the_placeholders_and_passes_fds_as_systemd_does(two: Host
     assert environment == {"LISTEN_PID": str(pid), "LISTEN_FDS": "4", "LISTEN_FDNAMES": "mt0:mt0:mt1:mt1"}
     indexes = {link.name: link.index for link in two.links.all()}
     assert [fds[str(n)] for n in range(3, 7)] == [f"/dev/tap{indexes[name]}" for name in ("mt0", "mt0", "mt1", "mt1")]
+
+
+def test_the_forms_for_other_vmms_in_the_documentation_say_what_these_take() -> None:
+    text = (REPO / "docs/qemu.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line) for line in re.findall(r"^    guestnet exec (tap0 .*{.*)$", text, re.MULTILINE)]
+    two = Passed(ifname="tap0", mac=MAC, fds=(3, 4))
+    said = {line[line.index("--") + 1]: filled(line, [two])[-1] for line in lines}
+    assert said == {
+        "qemu-system-x86_64": f"virtio-net-pci,netdev=n0,mac={MAC}",
+        "cloud-hypervisor": f"fd=[3,4],mac={MAC},num_queues=4",  # a queue for each direction of each fd
+        "crosvm": f"tap-fd=3,mac={MAC}",
+    }
 
 
 def test_exec_puts_its_fds_after_those_it_was_passed(two: Host, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from guestnet.model import VLAN_ALIAS, Mac, Request
 from guestnet.plan.qemu import Vhost
 from guestnet.qemu import Options, hotplug, opened
 from guestnet.qemu.hotplug import How
+from guestnet.qemu.run import arguments
 from tests.qemu.conftest import GUESTNET, NETWORKS, Bare, Host
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel("8021q", "vhost_net", "macvtap", "veth")]
@@ -129,6 +130,10 @@ def test_args_redirects_vhost_too(host: Host) -> None:
     line = host.guestnet(*words, check=True).out
     assert "vhost=on,vhostfd=4" in line
     assert line.endswith("4<>/dev/vhost-net\n")
+    wanted = (Request(parent="nic0", mac=Mac(MAC)),)
+    auto = host.call(lambda: arguments(wanted, Options(vhost=Vhost.AUTO)))
+    off = host.call(lambda: arguments(wanted, Options(vhost=Vhost.OFF)))
+    assert (auto.line, "vhost" in off.line) == (line.removesuffix("\n"), False)
     host.guestnet("macvtap", "delete", f"gn{MAC.replace(':', '')}", check=True)
 
 

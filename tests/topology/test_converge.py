@@ -79,8 +79,12 @@ def test_what_somebody_broke_is_mended_and_nothing_else_is_touched(bare_hosts: H
     assert "in mode private" in states["c"]
     assert "no route 203.0.113.0/25 via 203.0.113.7" in states["c"]
     assert states["d"] == "filters multicast"
+    planned = host.json("topology", "plan", str(file))
+    assert not planned["changed"]
     mended = host.json("topology", "up", str(file))
     assert {row["state"] for row in mended["rows"]} == {"up"}
+    assert mended["steps"][: len(planned["steps"])] == planned["steps"]  # and what those bring about
+    assert "net.ipv4.ip_forward of this host becomes 1 (it is 0) until the topology is taken down" in mended["notes"]
     assert not any(step.startswith(("delete", "make network")) for step in mended["steps"])
     assert tap.mac("a") == kept
     assert host.json("topology", "up", str(file))["steps"] == []
@@ -198,10 +202,11 @@ nodes:
 @pytest.mark.parametrize(
     ("old", "new", "code", "said"),
     [
-        ("lan: nic0", "lan: nic7", 3, "there is no interface nic7"),
+        ("lan: nic0", "lan: nic7", 3, "half.yaml:5: nodes.n1.parents.lan: there is no interface nic7 on this host"),
         ("192.0.2.3/24", "198.51.100.7/25", 5, "overlaps"),
         ("192.0.2.3/24", "198.51.100.1/32", 5, "nic0 of this host has the address"),
         ("mtu: 1400", "mtu: 9000", 5, "more than that of nic0"),
+        ("  n1:", "  web:\n    parents: {lan: eth0}\n  n3:", 3, "the topology half has no node n1, which is the name"),
         ("net.ipv4.ip_forward: 1", "net.ipv4.ip_forwrd: 1", 3, "no sysctl net.ipv4.ip_forwrd"),
         ("mode: vepa", "mode: bridge, mac: 02:6c:61:62:01:00", 5, "is the MAC of nic0 itself"),
         ("c:\n        kind: host", "c:\n        kind: guest\n        guest: nobody", 3, "nobody"),
@@ -215,6 +220,8 @@ def test_what_this_host_has_not_is_told_before_anything_is_done(
         changes.append(('        sysctls: {net.ipv4.ip_forward: 1, "net.ipv4.conf.{parent}.arp_ignore": 1}\n', ""))
     answer = bare_hosts.n1.guestnet("topology", "up", edited(file, *changes))
     assert (answer.code, said in answer.err) == (code, True), answer
+    if "nic7" in new:
+        assert "--parent lan=LINK" in answer.err
 
 
 def test_vepa_takes_a_switch_that_sends_frames_back(bare_hosts: Hosts, file: Path) -> None:

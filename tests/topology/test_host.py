@@ -138,8 +138,9 @@ def test_what_would_not_work_is_told_and_nothing_is_done(
 
 
 def test_a_link_that_is_not_such_a_one_is_not_deleted(n1: Host) -> None:
-    for name, code in (("nic0", 3), ("nothing", 3)):
-        assert n1.guestnet("host", "delete", name).code == code
+    for name in ("nic0", "nothing", "no/thing"):
+        answer = n1.guestnet("host", "delete", name)
+        assert (answer.code, f"no link {name}, and none on {name}, was made" in answer.err) == (3, True), answer
     n1.json("macvlan", "add", "mine", "--parent", "nic0")
     answer = n1.guestnet("host", "delete", "mine")
     assert (answer.code, "guestnet macvlan delete mine" in answer.err) == (5, True)
@@ -175,6 +176,7 @@ def test_its_unit_is_right_for_systemd_and_makes_it_again(n1: Host) -> None:
     n1.run(*stop)
     [row] = n1.json("host", "list")
     assert (row["name"], row["state"]) == (unit, "not there: its unit has not made it")
+    assert n1.json("host", "delete", "nic0", "--dry-run")["steps"] == [f"delete the systemd unit {unit}"]
     n1.run(*start)
     assert n1.json("host", "list") == before
     assert n1.json("host", "delete", "shim-nic0")["unit"] == unit
@@ -191,7 +193,9 @@ def test_a_unit_of_somebody_elses_under_its_name_stays(n1: Host) -> None:
         assert (answer.code, f"{path} is there and is not guestnet's" in answer.err) == (5, True), answer
         assert "shim-nic0" not in n1.links()
         n1.json(*ADD)
+        assert [row["persists"] for row in n1.json("host", "list")] == [False]
         assert n1.json("host", "delete", "nic0")["unit"] == ""
+        assert n1.json("host", "list") == []
         assert n1.run("cat", path) == "# mine\n"
         n1.run("ln", "-sf", "/dev/null", path)  # masked
         assert n1.guestnet(*ADD, "--persist").code == 5
@@ -208,6 +212,9 @@ def test_a_picture_of_the_host_shows_it_and_what_is_amiss(n1: Host, tmp_path: Pa
     for word in ("shim-nic0", "203.0.113.9/32", "guest: n1g1", nic["ifname"], nic["mac"], "nic0"):
         assert word in text
     assert "!" not in text
+    way = [f"/dev/tap{n1.links()[nic['ifname']]['ifindex']}", nic["ifname"], "nic0"]
+    passed = [line.strip("| ").partition(" ")[0] for line in n1.guestnet("graph", "--path").out.splitlines()]
+    assert [word for word in passed if word in way] == way
     n1.run("ip", "link", "set", "dev", nic["ifname"], "down")
     assert f"! {nic['ifname']} is down" in n1.guestnet("graph").out
     n1.run("ip", "link", "delete", "dev", nic["ifname"])

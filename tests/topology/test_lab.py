@@ -27,12 +27,23 @@ def no_lab() -> Iterator[None]:
 def test_a_lab_comes_up_with_a_topology_and_every_ping_is_answered(
     run_guestnet: Callable[..., Answer], no_lab: None
 ) -> None:
-    answer = run_guestnet("lab", "up", "--name", NAME, "--topology", "0.5", "--json")
+    answer = run_guestnet(
+        "lab", "up", "--name", NAME, "--nics", "2", "--topology", "0.5", "--parent", "lan=nic1", "--json"
+    )
     assert answer.code == 0, answer.err
     assert len(answer.json["pings"]) == 24
     assert {one["ttl"] for one in answer.json["pings"]} == {62, 63, 64}
     plan = Lab(name=NAME).plan()
     assert (plan.nodes, plan.guests) == (2, 0)
+    for number in (1, 2):
+        shown = json.loads(Lab(name=NAME).node(f"n{number}").run(["ip", "-j", "link", "show", "macvtap1"]).stdout)
+        assert shown[0]["link"] == "nic1"
+
+
+def test_a_parent_without_a_topology_is_nobodys(run_guestnet: Callable[..., Answer]) -> None:
+    answer = run_guestnet("lab", "up", "--name", NAME, "--parent", "lan=nic0")
+    assert (answer.code, "--topology" in answer.err) == (2, True)
+    assert NAME not in labs()
 
 
 def test_what_a_topology_says_wrong_of_a_network_is_shown_and_the_lab_stays_to_look_at(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guestnet import __version__, attach, cli, inventory, report, templates
+from guestnet import __version__, attachment, cli, inventory, report, templates
 from guestnet.errors import ExitCode, GuestnetError
 from guestnet.model import Mac
 from guestnet.plan.steps import Plug, SetUp, Step
@@ -48,9 +49,97 @@ def test_help_names_every_command() -> None:
     assert [name for name in COMMANDS if f"  {name} " not in shown] == []
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_told_with_those_of_what_it_works_with() -> None:
     done = run("--version")
-    assert (done.returncode, done.stdout) == (0, f"guestnet {__version__}\n")
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert (done.returncode, names, done.stderr) == (0, ["guestnet", "Linux", "libvirt", "QEMU"], "")
+    assert done.stdout.startswith(f"guestnet {__version__}\nLinux    {os.uname().release}\nlibvirt  ")
+    told = json.loads(run("--version", "--json").stdout)
+    assert (told["guestnet"], told["kernel"]) == (__version__, os.uname().release)
+    assert done.stdout.splitlines()[3] == f"QEMU     {told['qemu'] or 'not found'}"
+
+
+def test_the_version_is_told_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch, guestnet: Guestnet) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", "nothing:///x")
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    answer = guestnet("--version")
+    assert answer.out.splitlines()[2:] == ["libvirt  not found (no daemon answers)", "QEMU     not found"]
+    assert (answer.status, answer.err) == (0, "")
+    assert guestnet("--json", "list").status == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("words", [("--quiet", "set", "vm1", "gn0"), ("set", "vm1", "gn0", "--quiet")], ids=" ".join)
+def test_quiet_is_what_was_asked_for_and_errors_alone(
+    words: tuple[str, ...], guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachment, "change", lambda *_, **__: outcome(PLUG))
+    assert guestnet(*words, "--mtu", "1400").text == ""
+    monkeypatch.setattr(attachment, "change", lambda *_, **__: outcome(PLUG, dry_run=True))
+    assert guestnet(*words, "--dry-run").out.splitlines() == [f"would {PLUG}"]
+    assert guestnet("xml", "network", "lab", "--parent", "ens3", "--quiet").out.startswith("<network")
+    assert guestnet("attach", "vm1", "--quiet").err.startswith("guestnet: Missing option '--parent'.\nhint: ")
+    assert guestnet("set", "vm1", "gn0").text != ""  # only for as long as it is asked for
+
+
+def test_verbose_tells_each_step_and_what_is_taken_back_on_stderr(
+    guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(*_: object, **__: object) -> None:
+        from guestnet import apply
+        from guestnet.kernel.link import Links
+        from guestnet.undo import Undo
+
+        with Links() as links, Undo() as undo:
+            assert links.find("nothing0") is None
+            undo.push("this", lambda: None)
+            apply.run([SetUp(name="nothing0")], apply.Doors(links=links, target=links), undo)
+
+    monkeypatch.setattr(attachment, "change", change)
+    answer = guestnet("set", "vm1", "gn0", "--mtu", "1400", "--verbose")
+    said = [re.sub(r"^ +\d+\.\d{3} s  ", "", line) for line in answer.err.splitlines()]
+    assert (answer.out, said[0]) == ("", "netlink: RTM_GETLINK")
+    assert ("bring nothing0 up" in said, "take back: this" in said) == (True, True)
+    assert said[-1].startswith(("guestnet: ", "hint: "))
+    assert "netlink" not in guestnet("set", "vm1", "gn0", "--mtu", "1400").err
+
+
+def on_a_terminal(code: str, **environment: str) -> bytes:
+    """What a Python process writes to stderr where that is a terminal."""
+    inside, outside = os.openpty()
+    with open(inside, "rb", buffering=0) as shown:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", code], stderr=outside, cwd=REPO, timeout=60, check=True,
+                env={**os.environ, "TERM": "xterm-256color", **environment},
+            )  # fmt: skip
+            assert done.returncode == 0
+        finally:
+            os.close(outside)
+        return shown.read(1 << 16)
+
+
+WAITING = "from guestnet import report\nwith report.progress(json_wanted=False) as show: show(2.0)"
+
+
+def test_there_is_no_colour_where_nobody_wants_it_or_nobody_sees_it() -> None:
+    assert b"waiting for the guest" in on_a_terminal(WAITING)
+    assert b"\x1b[32m" in on_a_terminal(WAITING)
+    plain = on_a_terminal(WAITING, NO_COLOR="1")
+    assert re.findall(rb"\x1b\[[\d;]*m", plain) == []
+    assert b"waiting for the guest" in plain
+    off = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, cwd=REPO, timeout=60, check=True)
+    assert (off.stdout, off.stderr) == (b"", b"")
+    assert (
+        b"\x1b"
+        not in subprocess.run(
+            [sys.executable, "-m", "guestnet", "--help"],
+            capture_output=True,
+            cwd=REPO,
+            env={**os.environ, "FORCE_COLOR": "1"},
+            check=True,
+        ).stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,12 +266,12 @@ def test_a_table_is_not_cut_and_has_no_blanks_at_its_ends(capsys: pytest.Capture
     ]  # fmt: skip
 
 
-def outcome(*steps: Step, dry_run: bool = False) -> attach.Outcome:
-    nic = attach.Nic(
+def outcome(*steps: Step, dry_run: bool = False) -> attachment.Outcome:
+    nic = attachment.Nic(
         mac="52:54:00:00:00:01", ifname="gn0", parent="ens3", mode="bridge", model="virtio", backend="macvtap",
         live=True, config=True, pci="", carrier=True,
     )  # fmt: skip
-    return attach.Outcome(
+    return attachment.Outcome(
         guest="vm1", nics=(nic,), steps=steps, notes=("this",), live=True, config=True, seconds=0.006, dry_run=dry_run
     )
 
@@ -203,14 +292,14 @@ NIC_LINE = "  gn0, on ens3, mode bridge, MAC 52:54:00:00:00:01"
     ids=["attached", "mended", "unchanged", "dry run", "dry run of nothing"],
 )
 def test_an_attach_is_told_as_what_it_was(
-    done: attach.Outcome, lines: list[str], guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch
+    done: attachment.Outcome, lines: list[str], guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attach, "attach", lambda *_, **__: done)
+    monkeypatch.setattr(attachment, "attach", lambda *_, **__: done)
     assert guestnet("attach", "vm1", "--parent", "ens3").out.splitlines() == lines
 
 
 def test_a_set_says_to_what(guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "change", lambda *_, **__: outcome(PLUG))
+    monkeypatch.setattr(attachment, "change", lambda *_, **__: outcome(PLUG))
     words = ("--mode", "vepa", "--link", "down", "--mtu", "1400", "--inbound", "0", "--outbound", "100,200")
     assert guestnet("set", "vm1", "gn0", *words).out.splitlines()[1] == (
         "vm1: changed to mode vepa, link down, MTU 1400, inbound without limit, outbound 100,200"

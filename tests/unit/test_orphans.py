@@ -102,3 +102,11 @@ def test_what_is_marked_as_a_guests_and_is_no_macvtap_stays() -> None:
         "dummy0: not marked as guestnet marks a dummy: ''"
     ]
     assert told(link(2, "ens4", None, group=GROUP)) == ["ens4: not marked as guestnet marks a network card: ''"]
+
+
+def test_a_link_of_a_topology_and_the_hosts_own_beside_its_guests_stay_and_are_called_so() -> None:
+    marked = "guestnet:1:topology:0.3:macvtap1"
+    assert told(macvtap(2, "macvtap1", alias=marked), macvtap(3, "shim-ens3", alias="guestnet:1:shim")) == [
+        "macvtap1: of the topology 0.3",
+        "shim-ens3: the host's own, beside its guests",
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import guestnet.attach as verbs
+import guestnet.attachment as verbs
 from guestnet import templates
 from guestnet.model import Backend, Request
 from guestnet.plan import attach as attaching
@@ -20,7 +20,7 @@ from tests.unit.conftest import Guestnet
 
 
 class Planner:
-    """In the place of the verbs of guestnet.attach: plans, and remembers the plan."""
+    """In the place of the verbs of guestnet.attachment: plans, and remembers the plan."""
 
     def __init__(self, head: str) -> None:
         self.now, self.show = plan_cases.read(head)

@@ -7,17 +7,16 @@ import pytest
 from guestnet import templates
 from guestnet.errors import ConflictError, NotFoundError, UsageError
 from guestnet.inet import Assigned, Entry
-from guestnet.model import GROUP, Link, LinkName, Mac, Mode, guest_alias
+from guestnet.model import GROUP, SHIM_ALIAS, VLAN_ALIAS, Link, LinkName, Mac, Mode, guest_alias
 from guestnet.plan import shim
 from guestnet.plan.host import Host
-from guestnet.plan.parent import resolve_parent
 from guestnet.plan.topology import Contents
 from tests.unit.conftest import MACHINE_ID
 
 NIC = Link(index=2, name="ens3", mac="52:54:00:aa:00:01", mtu=1500, up=True, carrier=True)
 SHIM = Link(
     index=5, name="shim-ens3", kind="macvlan", mac="52:54:00:00:00:05", mtu=1500, up=True, mode=Mode.BRIDGE, parent=2,
-    group=GROUP, alias=shim.SHIM_ALIAS,
+    group=GROUP, alias=SHIM_ALIAS,
 )  # fmt: skip
 SETTINGS = {
     **dict.fromkeys(shim.sysctls_of("default"), "0"),
@@ -136,12 +135,29 @@ def test_it_is_found_by_its_name_and_by_its_parents() -> None:
 
 def test_the_unit_is_bound_to_the_card_and_says_the_words_as_systemd_reads_them() -> None:
     nic = Link(index=2, name="en-p0", mac="52:54:00:aa:00:01", mtu=1500, up=True)
-    parent = resolve_parent("en-p0.11", None, Host(links=(nic,)))
-    text = shim.unit(
-        templates.read("systemd/guestnet-host.service").decode(), parent=parent, start=["/a b", "100%", '$x"\\'],
-        stop=["x"],
+    vlan = Link(
+        index=3, name="en-p0.11", kind="vlan", vlan=11, vlan_protocol="802.1Q", parent=2, up=True, group=GROUP,
+        alias=VLAN_ALIAS, mtu=1500,
     )  # fmt: skip
-    assert "BindsTo=sys-subsystem-net-devices-en\\x2dp0.device\n" in text
-    assert 'ExecStart="/a b" "100%%" "$$x\\"\\\\"\n' in text
-    assert "@" not in text
-    assert shim.unit_name("shim-en.11") == "guestnet-host-shim\\x2den.11.service"
+    wanted = shim.Wanted(parent="en-p0.11", addresses=(ip_interface("192.0.2.9/32"),), mtu=1400, anyway=True)
+    texts = []
+    for links in ((nic,), (nic, vlan)):  # the VLAN is made by what the unit calls, and is not there before
+        plan = shim.add(wanted, Host(links=links), Contents(links=links), MACHINE_ID, {})
+        made = shim.unit(plan, templates.read("systemd/guestnet-host.service").decode(), ["/a b", "100%", '$x"\\'])
+        texts.append(made.text)
+        assert made.name == "guestnet-host-shim\\x2den\\x2dp0.11.service"
+    assert texts[0] == texts[1]
+    assert "BindsTo=sys-subsystem-net-devices-en\\x2dp0.device\n" in texts[0]
+    assert 'ExecStart="/a b" "100%%" "$$x\\"\\\\" "host" "add" "en-p0.11" "--name" "shim-en-p0.11" "--mac"' in texts[0]
+    assert '"--address" "192.0.2.9/32" "--mtu" "1400" "--yes"\n' in texts[0]
+    assert "@" not in texts[0]
+
+
+def test_the_unit_of_one_that_is_there_has_all_that_it_has() -> None:
+    six = Assigned(index=5, address=ip_interface("2001:db8::9/128"), by_hand=True)
+    by_itself = Assigned(index=5, address=ip_interface("fe80::1/64"), by_hand=False)
+    route = Entry(to=ip_network("192.0.2.50/32"), via=None, index=5, onlink=False, ours=True)
+    plan = made(SHIM, addresses=(six, by_itself), routes=(route,))
+    assert [str(one) for one in plan.addresses] == ["192.0.2.9/32", "2001:db8::9/128"]
+    assert [str(one) for one in plan.routes] == ["192.0.2.50/32"]
+    assert (plan.mac, plan.mtu) == (SHIM.mac, None)

@@ -128,6 +128,15 @@ def test_the_way_on_paper_is_the_one_the_notes_mean(
     assert pair.back.ttl == back
 
 
+def test_a_ping_comes_from_the_address_in_its_targets_subnet() -> None:
+    endpoints = "a: {kind: netns, parent: lan, addresses: [192.0.2.1/28, 198.51.100.1/28]}"
+    endpoints += ", b: {kind: netns, parent: lan, addresses: [198.51.100.2/28]}"
+    text = f"name: net\nnodes: {{n1: {{parents: {{lan: nic0}}, endpoints: {{{endpoints}}}}}}}"
+    found = topology(text)
+    (pair,) = (one for one in Reach(topology=found).pairs() if str(one.address) == "198.51.100.2")
+    assert pair.problem == ""
+
+
 def test_the_published_schema_is_that_of_the_code() -> None:
     assert json.loads((REPO / document.SCHEMA).read_text()) == json.loads(json.dumps(document.schema()))
 

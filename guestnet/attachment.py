@@ -17,7 +17,7 @@ from guestnet.guest.domain import Domain, Hypervisor, is_usual
 from guestnet.kernel import lock, tap
 from guestnet.kernel.link import Links
 from guestnet.machine import machine_id
-from guestnet.model import Backend, Guest, Kind, Link, Mode, Request
+from guestnet.model import Attachment, Backend, Guest, Kind, Link, Mode, Request
 from guestnet.plan import attach as attaching
 from guestnet.plan import change as changing
 from guestnet.plan import detach as detaching
@@ -101,6 +101,8 @@ def attach(
         made, shown = work.carry_out(plan_now, lambda made: [nic.mac for nic in made.nics])
         new_hook = any(isinstance(step, plan.InstallHook) for step in made.steps)
         notes = (*made.notes, *(hook.warnings() if new_hook else ()))
+    if options.dry_run:
+        shown = _with_planned(made.nics, shown)
     return _outcome(guest, made, made.steps, shown, options, begun, notes=notes)
 
 
@@ -140,6 +142,19 @@ def detach(guest: str, names: tuple[str, ...], options: Options, *, everything: 
             steps = _take(made, now, work)
             shown = tuple(_taken(nic, made) for nic in shown)
     return _outcome(guest, made, steps, shown, options, begun)
+
+
+def _with_planned(planned: Iterable[Attachment], there: tuple[Nic, ...]) -> tuple[Nic, ...]:
+    """These NICs, those that are not there yet as they would be made: in neither XML, with no link."""
+    found = {nic.mac: nic for nic in there}
+    return tuple(
+        found.get(one.mac)
+        or Nic(
+            mac=one.mac, ifname=one.ifname, parent=one.parent, mode=one.mode, model=one.model, backend=one.backend,
+            live=False, config=False, pci="", carrier=None,
+        )
+        for one in planned
+    )  # fmt: skip
 
 
 class _Hook:
