@@ -41,6 +41,5 @@ def test_each_node_gets_its_guest_and_the_guests_reach_each_other(nodes: tuple[N
         tries = f"for i in 1 2 3 4 5 6; do {word} -c 1 -W 1 {address} && exit 0; done; exit 1"  # DAD takes its time
         status, output = guest.run(tries)
         assert status == 0, output
-        assert "ttl=62" in output
     # again changes nothing
     assert _made(nodes[0]) == said[0]
