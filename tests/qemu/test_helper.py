@@ -205,17 +205,19 @@ def test_a_guest_of_an_ordinary_users_libvirt_answers(
     )  # fmt: skip
     (own / "s1.xml").write_text(xml, encoding="utf-8")
     virsh("create", str(own / "s1.xml"))
-    guest.booted()
-    guest.answers(LEARNED, "nic0", host)
-    (link,) = host.ours().values()
-    assert link.mac == LEARNED
-    (monitor,) = own.rglob("monitor.sock")
-    elsewhere = own / "qmp"
-    elsewhere.hardlink_to(monitor)
-    for path in (monitor, elsewhere):
-        answer = host.guestnet("qemu", "attach", "--qmp", str(path), "--parent", "nic1")
-        assert (answer.code, "is a monitor of a libvirt guest" in answer.err) == (5, True), answer
-    virsh("destroy", "s1")
+    try:
+        guest.booted()
+        guest.answers(LEARNED, "nic0", host)
+        (link,) = host.ours().values()
+        assert link.mac == LEARNED
+        (monitor,) = own.rglob("monitor.sock")
+        elsewhere = own / "qmp"
+        elsewhere.hardlink_to(monitor)
+        for path in (monitor, elsewhere):
+            answer = host.guestnet("qemu", "attach", "--qmp", str(path), "--parent", "nic1")
+            assert (answer.code, "is a monitor of a libvirt guest" in answer.err) == (5, True), answer
+    finally:
+        virsh("destroy", "s1")
     until(lambda: not host.ours())
 
 

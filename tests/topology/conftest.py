@@ -19,7 +19,8 @@ REPO = Path(__file__).resolve().parents[2]
 
 SYSCTLS = (
     *("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/nic0/forwarding"),
-    *("net/ipv4/conf/all/send_redirects", "net/ipv4/conf/nic0/arp_ignore", "net/ipv4/conf/all/accept_redirects"),
+    *("net/ipv4/conf/all/send_redirects", "net/ipv4/conf/all/accept_redirects"),
+    *("net/ipv4/conf/nic0/arp_ignore", "net/ipv4/conf/all/arp_ignore"),
 )
 
 

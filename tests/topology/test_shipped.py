@@ -114,11 +114,11 @@ def test_each_link_of_the_host_answers_for_its_own_address_only(hosts: Hosts) ->
         return {line.split("[")[1].split("]")[0] for line in told.splitlines() if "reply from" in line}
 
     assert answers() == {router.mac("macvtap1")}
-    hosts.n1.run("sh", "-c", "echo 0 >/proc/sys/net/ipv4/conf/nic0/arp_ignore")
+    hosts.n1.run("sh", "-c", "echo 0 >/proc/sys/net/ipv4/conf/all/arp_ignore")
     try:
         assert answers() == {router.mac("macvtap1"), router.mac("nic0")}
     finally:
-        hosts.n1.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/nic0/arp_ignore")
+        hosts.n1.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore")
 
 
 NEEDED = (

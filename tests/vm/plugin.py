@@ -22,8 +22,8 @@ from guestnet.lab.image import image
 from tests.vm import features
 from tests.vm.machine import REPO, Machine, MachineDiedError, Stream, prepare
 
-TIMEOUT = 540.0
-SILENCE = 150.0
+TIMEOUT = 900.0
+SILENCE = 240.0
 _OUTPUT_BYTES = 16_384
 
 
