@@ -1,17 +1,14 @@
 """The verbs on a guest's NICs: attach, detach, set. Each observes, plans, applies and verifies, under one lock."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
-import guestnet
 from guestnet import apply, gc, templates
-from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
+from guestnet.errors import MEDDLED, ConflictError, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.guest import xml
 from guestnet.guest.domain import Domain, Hypervisor, is_usual
 from guestnet.kernel import lock, tap
@@ -190,7 +187,7 @@ class _Hook:
         """What a person should know who has it installed."""
         from guestnet import launcher
 
-        changeable = launcher.exposed(Path(sys.executable), Path(guestnet.__file__))
+        changeable = launcher.exposed(*launcher.running())
         if not changeable:
             return ()
         return (f"libvirt runs the hook as root, and others than root may change {changeable}",)
@@ -416,7 +413,7 @@ def _check_link(nic: situation.Nic, host: Host, guest: Guest, *, live: bool) -> 
         raise GuestnetError(
             f"the macvtap {name} of {guest.name} is not as it was made: MAC {link.mac}, mode {link.mode}, {state}, "
             f"marked {link.alias!r}",
-            hint="something else on this host changes it: look at udev rules and network managers",
+            hint=MEDDLED,
         )
 
 
@@ -438,7 +435,8 @@ def _detach_orphans(guest: str, names: tuple[str, ...], options: Options, *, eve
     if not steps:
         with Hypervisor(options.uri) as hypervisor:
             hypervisor.domain(guest)  # says that there is no such guest, and the near names
+    note = f"{guest} is gone, its links {'would be' if options.dry_run else 'are'} deleted"
     return Outcome(
-        guest=guest, nics=(), steps=steps, notes=(f"{guest} is gone, its links are deleted",), live=False,
+        guest=guest, nics=(), steps=steps, notes=(note,), live=False,
         config=False, seconds=time.monotonic() - begun, dry_run=options.dry_run,
     )  # fmt: skip

@@ -19,6 +19,9 @@ class ExitCode(IntEnum):
 HOOK_REFUSED = 9
 """The exit status by which the hook says that its guest must not start; its launcher passes any other failure over."""
 
+MEDDLED = "something else on this host changes it: look at udev rules and network managers"
+"""The hint where what was made is not so any more when it is looked at."""
+
 
 class GuestnetError(Exception):
     """A failure that is not a bug of ours: everything begun has been undone when it reaches the caller.

@@ -8,12 +8,14 @@ start does: only a NIC that libvirt could not start with, or must not, ends the 
 
 import gc
 import os
+import re
 import sys
 import syslog
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from guestnet import apply, parents
 from guestnet.errors import HOOK_REFUSED, ConflictError, GuestnetError
@@ -33,7 +35,11 @@ LOCK_SECONDS = 10.0
 """How long the host's lock is waited for. Who asks libvirt about the guest meanwhile waits as well, for at most 30 s
 (QEMU_JOB_WAIT_TIME)."""
 
+CONFIGURED = Path("/etc/libvirt/qemu")
+"""Where libvirt keeps the configurations of guests (src/qemu/qemu_conf.c)."""
+
 _TOLD_MOST = 16
+_SOURCE = re.compile(rb"""<source dev=(['"])([^'"<>/]{1,127})\1""")
 
 
 def main(argv: list[str], given: int = 0) -> int:
@@ -110,7 +116,8 @@ def _make(guest: Handed, links: Links, *, alone: bool) -> tuple[Refused, ...]:
                     _say(guest.name, syslog.LOG_INFO, f"NIC {mac}: {_done(work.steps)}")
                     continue
             except (GuestnetError, OSError) as error:
-                why = f"{error}{''.join(f'; {note}' for note in getattr(error, '__notes__', ()))}"
+                hint = error.hint if isinstance(error, GuestnetError) else ""
+                why = "; ".join([f"{error} ({hint})" if hint else str(error), *getattr(error, "__notes__", ())])
                 if not alone and tries[mac] == 1:
                     break
             fatal = work.nic.record.backend is Backend.MACVTAP and not stands
@@ -146,7 +153,10 @@ def _release(guest: Handed) -> None:
         made = plan.release(guest, host, held=held)
         if any(step.index not in mine for step in made.steps):
             # a VLAN is among them: what uses it and is no link here takes a look into every network namespace
-            host = replace(host, used_elsewhere=links.used_elsewhere(), addressed=links.addressed())
+            host = replace(
+                host, used_elsewhere=links.used_elsewhere(), addressed=links.addressed(),
+                sources=_direct_sources(guest.name),
+            )  # fmt: skip
             made = plan.release(guest, host, held=held)
         steps = made.steps
         if not alone:  # somebody may be about to use a VLAN
@@ -157,6 +167,19 @@ def _release(guest: Handed) -> None:
         _say(guest.name, syslog.LOG_WARNING, text)
     if steps:
         _say(guest.name, syslog.LOG_INFO, ", ".join(map(str, steps)))
+
+
+def _direct_sources(name: str) -> frozenset[str]:
+    """The links that guests other than that one need for a NIC of type='direct', as libvirt's own files have it.
+
+    libvirt cannot be asked from here. What a file calls the source of a disk is among them, and is no link's name.
+    """
+    found: set[str] = set()
+    for path in CONFIGURED.glob("*.xml"):
+        if path.stem != name:
+            with suppress(OSError):  # undefined meanwhile
+                found.update(dev.decode(errors="replace") for _, dev in _SOURCE.findall(path.read_bytes()))
+    return frozenset(found)
 
 
 def _reconnect(guest: Handed) -> None:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from guestnet import apply
-from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
+from guestnet.errors import MEDDLED, ConflictError, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.kernel import lock, netns, tap
 from guestnet.kernel.link import Links
 from guestnet.linklist import Row, number_of_ours, rows_of
@@ -16,8 +16,6 @@ from guestnet.plan import hostlink as plan
 from guestnet.plan.host import Host, made_for_guests
 from guestnet.plan.steps import AddLink, LinkStep
 from guestnet.undo import Undo
-
-_OTHERS = "something else on this host changes it: look at udev rules and network managers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +196,7 @@ def _verify_made(made: plan.Plan, rows: tuple[Row, ...]) -> None:
         new = step.new
         row = there.get(new.name)
         if row is None:
-            raise GuestnetError(f"{new.name} is gone right after it was made", hint=_OTHERS)
+            raise GuestnetError(f"{new.name} is gone right after it was made", hint=MEDDLED)
         _compare(row, mode=new.mode or "", mac=new.mac, mtu=new.mtu, up=new.up, alias=new.alias, owner=Owner.HOST)
         if new.kind is Kind.VLAN:
             _compare(row, name=new.readable, vlan=new.vlan, vlan_protocol=new.protocol, reorder_hdr=True)
@@ -206,7 +204,7 @@ def _verify_made(made: plan.Plan, rows: tuple[Row, ...]) -> None:
 
 def _verify_changed(name: str, wanted: plan.Change, rows: tuple[Row, ...]) -> None:
     if not rows:
-        raise GuestnetError(f"{name} is gone after the change", hint=_OTHERS)
+        raise GuestnetError(f"{name} is gone after the change", hint=MEDDLED)
     _compare(rows[0], mode=wanted.mode, mac=wanted.mac, mtu=wanted.mtu, up=wanted.up)
 
 
@@ -214,7 +212,7 @@ def _compare(row: Row, **wanted: object) -> None:
     for word, value in wanted.items():
         if value is not None and getattr(row, word) != value:
             raise GuestnetError(
-                f"the {word} of {row.name} is {getattr(row, word)} and not {value}, which it was set to", hint=_OTHERS
+                f"the {word} of {row.name} is {getattr(row, word)} and not {value}, which it was set to", hint=MEDDLED
             )
 
 

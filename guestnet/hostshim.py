@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from guestnet import templates, units
 from guestnet.apply import topology as effects
-from guestnet.errors import GuestnetError, NotFoundError, NotPermittedError
+from guestnet.errors import MEDDLED, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.inet import Assigned
 from guestnet.kernel import lock, sysctl
 from guestnet.kernel.place import Places
@@ -24,7 +24,6 @@ from guestnet.topology.observe import wait_addresses
 from guestnet.undo import Undo
 
 _TEMPLATE = "systemd/guestnet-host.service"
-_OTHERS = "something else on this host changes it: look at network managers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +88,7 @@ def add(wanted: plan.Wanted, options: Options) -> Outcome:
                 effects.run(made.steps, effects.Ground(places), part)
                 left = _planned(wanted, places).steps
                 if left:
-                    raise GuestnetError(f"it is not as it was made, there is still to do: {left[0]}", hint=_OTHERS)
+                    raise GuestnetError(f"it is not as it was made, there is still to do: {left[0]}", hint=MEDDLED)
         if not options.dry_run and made.steps:
             wait_addresses(lambda: _assigned(places, made.name))
         if not options.dry_run:

@@ -98,23 +98,44 @@ def status(directory: Path = DIRECTORY) -> Status:
     _must_be_root("looking at the hook")
     path = _path(directory)
     python = _interpreter(path)
+    changeable = exposed(Path(python), Path(python).parents[1], *running()[1:]) if python else ""
     return Status(
         path=str(path), state=_state(path), python=python, python_there=bool(python) and os.access(python, os.X_OK),
-        exposed=exposed(Path(python), Path(guestnet.__file__)) if python else "", daemons=_daemons(path),
+        exposed=changeable, daemons=_daemons(path),
         others=tuple(str(other) for other in _executables(directory) if other != path),
     )  # fmt: skip
 
 
+def running() -> tuple[Path, ...]:
+    """What root runs with the Python that runs now: it, its environment, where packages come from, and guestnet."""
+    import sysconfig
+
+    return Path(sys.executable), Path(sys.prefix), Path(sysconfig.get_path("purelib")), Path(guestnet.__file__)
+
+
 def exposed(*files: Path) -> str:
-    """The first of these files, or of the directories they are in, that others than root may change; else nothing."""
-    for file in (part for path in files for real in (path.resolve(),) for part in (real, *real.parents)):
-        try:
-            found = os.stat(file)
-        except OSError:
-            continue  # what is not there runs nowhere
-        by_all = found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX
-        if found.st_uid != 0 or by_all or (found.st_mode & 0o020 and found.st_gid != 0):
-            return str(file)
+    """The first of these files, or of what leads to them, that others than root may change; else nothing.
+
+    What leads there are the directories and, one by one, the symbolic links on the way.
+    """
+    todo, seen = [Path(os.path.abspath(file)) for file in files], set[Path]()
+    while todo:
+        path = todo.pop(0)
+        for part in (path, *path.parents):
+            if part in seen:
+                continue
+            seen.add(part)
+            try:
+                found = os.lstat(part)
+                if stat.S_ISLNK(found.st_mode):
+                    target = part.parent.joinpath(os.readlink(part), path.relative_to(part))
+                    todo.insert(0, Path(os.path.normpath(target)))
+            except OSError:
+                continue  # what is not there runs nowhere
+            by_all = found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX
+            by_group = found.st_mode & 0o020 and found.st_gid != 0
+            if found.st_uid != 0 or ((by_all or by_group) and not stat.S_ISLNK(found.st_mode)):
+                return str(part)
     return ""
 
 
@@ -253,19 +274,7 @@ def _state(path: Path) -> State:
 
 
 def _read(path: Path) -> bytes | None:
-    """What the file says, None where there is none. What is no plain file says nothing."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return None
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            return b""
-        raise GuestnetError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        return os.read(fd, _LARGEST) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-    finally:
-        os.close(fd)
+    return files.content(path, _LARGEST)
 
 
 def sealed(text: bytes) -> bytes:

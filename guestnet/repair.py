@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from guestnet import apply, launcher
 from guestnet.attachment import Options, Outcome, Work, at_work, nics_of
-from guestnet.errors import GuestnetError, TimedOutError
+from guestnet.errors import MEDDLED, GuestnetError, TimedOutError
 from guestnet.guest.domain import is_usual
 from guestnet.kernel import tap
 from guestnet.model import Guest
@@ -118,7 +118,7 @@ def _still(
         found.append(
             GuestnetError(
                 f"{now.guest.name} is not right after the repair, there is still to do: {again.steps[0]}",
-                hint="something else on this host changes it: look at udev rules and network managers",
+                hint=MEDDLED,
             )
         )
     return found

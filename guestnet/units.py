@@ -1,15 +1,11 @@
 """Systemd units of ours on this host: written and started at boot, or taken away."""
 
-import errno
-import os
 import shutil
-import stat
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import guestnet
 from guestnet import launcher
 from guestnet.errors import ConflictError, GuestnetError
 from guestnet.kernel import files
@@ -31,7 +27,7 @@ def planned(unit: WriteUnit) -> tuple[WriteUnit, ...]:
     if _missing():
         return ()
     path = DIRECTORY / unit.name
-    there = _read(path)
+    there = files.content(path)
     if there is not None and not there.startswith(_OURS):
         raise ConflictError(
             f"{path} is there and is not guestnet's", hint="look what it is, and move it away, or do without --persist"
@@ -46,7 +42,7 @@ def notes(*read: Path) -> tuple[str, ...]:
     found = []
     if not _RUNNING.is_dir():
         found.append("systemd does not run here now: the unit counts from the next boot with it on")
-    changeable = launcher.exposed(Path(sys.executable), Path(guestnet.__file__), *read)
+    changeable = launcher.exposed(*launcher.running(), *read)
     if changeable:
         found.append(f"systemd runs the unit as root, and others than root may change {changeable}")
     return tuple(found)
@@ -59,7 +55,7 @@ def deletion(name: str) -> tuple[DeleteUnit, ...]:
 
 def is_ours(name: str) -> bool:
     """Whether there is a unit of that name that guestnet wrote."""
-    return (_read(DIRECTORY / name) or b"").startswith(_OURS)
+    return (files.content(DIRECTORY / name) or b"").startswith(_OURS)
 
 
 def at_boot(name: str) -> bool:
@@ -78,7 +74,7 @@ def carry_out(steps: Iterable[WriteUnit | DeleteUnit], undo: Undo) -> None:
     for step in steps:
         path = DIRECTORY / step.name
         link = _wants(path)
-        undo.push(f"the unit {path.name}", _put_back, path, _read(path), enabled=link.is_symlink())
+        undo.push(f"the unit {path.name}", _put_back, path, files.content(path), enabled=link.is_symlink())
         done = True
         try:
             if isinstance(step, DeleteUnit):
@@ -102,20 +98,6 @@ def _missing() -> bool:
 
 def _wants(path: Path) -> Path:
     return path.parent / _WANTS / path.name
-
-
-def _read(path: Path) -> bytes | None:
-    """What the unit says, None where there is none. What is no plain file, such as a masked unit, says nothing."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return None
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            return b""
-        raise GuestnetError(f"{path} cannot be read: {error.strerror}") from error
-    with open(fd, "rb") as file:
-        return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 def _put_back(path: Path, before: bytes | None, *, enabled: bool) -> None:

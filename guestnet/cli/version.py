@@ -11,7 +11,7 @@ _SECONDS = 2.0
 
 
 def show(*, json: bool) -> None:
-    """The versions of guestnet, Python, the kernel, libvirt and QEMU; what is not there has none."""
+    """The versions of guestnet, the kernel, libvirt and QEMU; what is not there has none."""
     from guestnet.guest import glance
 
     system, libvirt = os.uname(), glance.versions(options.uri(None))

@@ -95,7 +95,7 @@ def has_guests_on_record() -> bool:
 
 @contextmanager
 def _refusals(what: str, uri: str = "", hint: str = "") -> Iterator[None]:
-    trail.tell(f"libvirt: {f'connecting to {uri}' if uri else what}".__str__)
+    trail.tell(lambda: f"libvirt: {f'connecting to {uri}' if uri else what}")
     try:
         yield
     except libvirt.libvirtError as error:

@@ -6,11 +6,11 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Hashable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from guestnet.errors import NotPermittedError
 from guestnet.inet import Ip
@@ -45,28 +45,43 @@ class Echo:
 
 
 @dataclass(slots=True)
-class _Asked:
-    probe: Probe
+class _Door:
+    """A raw socket for all pings from one address; ``identity`` tells its answers from what others are answered."""
+
     socket: socket.socket
+    source: Ip
     identity: int
+    bound: bool = False
+
+
+@dataclass(slots=True)
+class _Asked(Generic[_K]):
+    door: _Door
+    target: Ip
+    keys: list[_K] = field(default_factory=list)
     sent: list[float] = field(default_factory=list)
 
 
 def ping(probes: Mapping[_K, Probe], *, timeout: float = 2.0) -> dict[_K, Echo | None]:
     """What came of each ping by its key: the first answer, or None where none came within ``timeout`` seconds.
 
-    All are sent at once, and again four times a second to who has not answered. Raises NotPermittedError without root.
+    All are sent at once, and again four times a second to who has not answered. What has no answer because its own
+    address is not there (any more) has none either. Raises NotPermittedError without root.
     """
     answers: dict[_K, Echo | None] = dict.fromkeys(probes)
-    waiting: dict[_K, _Asked] = {}
+    waiting: dict[tuple[int, Ip], _Asked[_K]] = {}
     with ExitStack() as stack, select.epoll() as poll:
-        by_fd: dict[int, _K] = {}
-        for number, (key, probe) in enumerate(probes.items()):
-            opened = stack.enter_context(_socket(probe))
-            identity = (int.from_bytes(os.urandom(2)) + number) & 0xFFFF
-            waiting[key] = _Asked(probe, opened, identity)
-            by_fd[opened.fileno()] = key
-            poll.register(opened.fileno(), select.EPOLLIN)
+        doors: dict[tuple[int | None, Ip], _Door] = {}
+        by_fd: dict[int, _Door] = {}
+        for key, probe in probes.items():
+            place = probe.namespace, probe.source
+            if place not in doors:
+                opened = stack.enter_context(_socket(probe))
+                doors[place] = by_fd[opened.fileno()] = _Door(opened, probe.source, int.from_bytes(os.urandom(2)))
+                poll.register(opened.fileno(), select.EPOLLIN)
+            door = doors[place]
+            one = waiting.setdefault((door.socket.fileno(), probe.target), _Asked(door, probe.target))
+            one.keys.append(key)
         deadline = time.monotonic() + timeout
         while waiting and (now := time.monotonic()) < deadline:
             for asked in waiting.values():
@@ -74,18 +89,13 @@ def ping(probes: Mapping[_K, Probe], *, timeout: float = 2.0) -> dict[_K, Echo |
             again = min(now + _AGAIN, deadline)
             while waiting and (left := again - time.monotonic()) > 0:
                 for fd, _ in poll.poll(left):
-                    key = by_fd[fd]
-                    heard = _heard(waiting[key]) if key in waiting else None
-                    if heard is not None:
-                        answers[key] = heard
-                        poll.unregister(fd)
-                        del waiting[key]
+                    for target, sequence, ttl in _heard(by_fd[fd]):
+                        found = waiting.get((fd, target))
+                        if found is not None and sequence < len(found.sent):
+                            echo = Echo(ttl=ttl, seconds=time.monotonic() - found.sent[sequence])
+                            answers.update(dict.fromkeys(found.keys, echo))
+                            del waiting[fd, target]
     return answers
-
-
-def unanswered(answers: Mapping[_K, Echo | None]) -> Iterable[_K]:
-    """The keys of the pings without an answer."""
-    return [key for key, answer in answers.items() if answer is None]
 
 
 def _socket(probe: Probe) -> socket.socket:
@@ -108,23 +118,24 @@ def _socket(probe: Probe) -> socket.socket:
     return make() if probe.namespace is None else netns.call(probe.namespace, make)
 
 
-def _send(asked: _Asked) -> None:
-    probe = asked.probe
+def _send(asked: _Asked[_K]) -> None:
+    """Send one request, if it can leave from its address: it may be gone, or in its duplicate address detection."""
+    door = asked.door
     try:
-        if not asked.sent:
-            with suppress(OSError):  # bound already, by an earlier try
-                asked.socket.bind((str(probe.source), 0))
-        asked.socket.sendto(_request(asked), (str(probe.target), 0))
+        if not door.bound:
+            door.socket.bind((str(door.source), 0))
+            door.bound = True
+        door.socket.sendto(_request(door, asked.target, len(asked.sent)), (str(asked.target), 0))
         asked.sent.append(time.monotonic())
     except OSError as error:
         if error.errno not in _NOT_YET:
             raise
 
 
-def _request(asked: _Asked) -> bytes:
-    kind, _ = _ECHO[asked.probe.target.version]
-    body = _HEADER.pack(kind, 0, 0, asked.identity, len(asked.sent)) + _PAYLOAD
-    if asked.probe.target.version == 6:
+def _request(door: _Door, target: Ip, sequence: int) -> bytes:
+    kind, _ = _ECHO[target.version]
+    body = _HEADER.pack(kind, 0, 0, door.identity, sequence) + _PAYLOAD
+    if target.version == 6:
         return body  # the kernel puts the checksum in: it covers addresses that are chosen later
     return body[:2] + _checksum(body) + body[4:]
 
@@ -135,21 +146,24 @@ def _checksum(data: bytes) -> bytes:
     return (~(total + (total >> 16)) & 0xFFFF).to_bytes(2)
 
 
-def _heard(asked: _Asked) -> Echo | None:
-    """The answer, if what the socket has is one: a raw socket hears what others are answered too."""
-    try:
-        data, ancillary, _, sender = asked.socket.recvmsg(2048, 256)
-    except OSError:  # what an earlier request met, such as no answer to ARP
-        return None
-    version = asked.probe.target.version
-    if version == 4:
-        ttl, data = data[8], data[(data[0] & 15) * 4 :]
-    else:
-        limits = [value for _, kind, value in ancillary if kind == socket.IPV6_HOPLIMIT]
-        ttl = struct.unpack("=i", limits[0])[0] if limits else 0
-    if len(data) < _HEADER.size or ip_address(sender[0].partition("%")[0]) != asked.probe.target:
-        return None
-    kind, _, _, identity, sequence = _HEADER.unpack_from(data)
-    if (kind, identity) != (_ECHO[version][1], asked.identity) or sequence >= len(asked.sent):
-        return None
-    return Echo(ttl=ttl, seconds=time.monotonic() - asked.sent[sequence])
+def _heard(door: _Door) -> Iterator[tuple[Ip, int, int]]:
+    """The answers that the socket has: from whom, to which request, with which TTL. A raw socket hears what others
+    are answered too."""
+    version = door.source.version
+    while True:
+        try:
+            data, ancillary, _, sender = door.socket.recvmsg(2048, 256)
+        except BlockingIOError:
+            return
+        except OSError:  # what an earlier request met, such as no answer to ARP
+            continue
+        if version == 4:
+            ttl, data = data[8], data[(data[0] & 15) * 4 :]
+        else:
+            limits = [value for _, kind, value in ancillary if kind == socket.IPV6_HOPLIMIT]
+            ttl = struct.unpack("=i", limits[0])[0] if limits else 0
+        if len(data) < _HEADER.size:
+            continue
+        kind, _, _, identity, sequence = _HEADER.unpack_from(data)
+        if (kind, identity) == (_ECHO[version][1], door.identity):
+            yield ip_address(sender[0].partition("%")[0]), sequence, ttl

@@ -1,11 +1,33 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
+from guestnet.errors import GuestnetError
+
 UNFINISHED = ".guestnet-"
 """How the names of files begin that were not finished."""
+
+
+def content(path: Path, most: int = -1) -> bytes | None:
+    """What a plain file says, at most so many bytes of it; None where there is none.
+
+    What is no plain file, such as a symbolic link or a pipe, says nothing. Raises GuestnetError for what cannot be
+    read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            return b""
+        raise GuestnetError(f"{path} cannot be read: {error.strerror}") from error
+    with open(fd, "rb") as file:
+        return file.read(most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 def replace(path: Path, content: bytes, mode: int, *, place: Path | None = None) -> None:

@@ -184,7 +184,11 @@ def _in_thread(function: Callable[[], _T]) -> _T:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:  # a signal: what is begun is over before anybody takes it back
+        thread.join()
+        raise
     if failure:
         raise failure[0]
     return outcome[0]

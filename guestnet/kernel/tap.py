@@ -41,8 +41,6 @@ _PIDFD_GETFD = 438  # the same on every architecture
 # struct statx (include/uapi/linux/stat.h): stx_mode, stx_rdev_major, stx_rdev_minor
 _STATX = struct.Struct("=28xH98xII120x")
 _AT_FDCWD, _AT_STATX_DONT_SYNC, _STATX_TYPE = -100, 0x4000, 0x1
-_NO_NODE = frozenset({errno.ENOENT, errno.EACCES, errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.ECONNABORTED})
-"""What a file says that was closed meanwhile, or whose file system is another user's (FUSE), broken or gone."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _VNET_MODELS = ("virtio", "e1000e", "igb", "vmxnet3")
 
@@ -233,10 +231,10 @@ def _character_device(path: str) -> int | None:
     place = (ctypes.c_char * _STATX.size).from_buffer(now)
     if _libc.statx(_AT_FDCWD, path.encode(), _AT_STATX_DONT_SYNC, _STATX_TYPE, place) < 0:
         number = ctypes.get_errno()
-        if number not in _NO_NODE:
+        if number in (errno.EPERM, errno.ESRCH):
             raise OSError(number, os.strerror(number), path)
         os.readlink(path)
-        return None
+        return None  # whatever a file system that is out of reach says: what it has is no node of ours
     mode, major, minor = _STATX.unpack(now)
     return os.makedev(major, minor) if stat.S_ISCHR(mode) else None
 

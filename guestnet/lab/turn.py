@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from guestnet.errors import GuestnetError, TimedOutError
+from guestnet.lab.programs import program
 
 
 @contextmanager
@@ -19,7 +20,7 @@ def turn(path: Path, *, timeout: float, busy: str) -> Iterator[int]:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        command = ("flock", "-x", "-w", f"{max(timeout, 0):.3f}", "-E", "75", str(fd))
+        command = (program("flock", "util-linux"), "-x", "-w", f"{max(timeout, 0):.3f}", "-E", "75", str(fd))
         done = subprocess.run(
             command, check=False, pass_fds=(fd,), stdin=subprocess.DEVNULL, capture_output=True, text=True
         )

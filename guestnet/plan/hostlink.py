@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from guestnet.errors import ConflictError, GuestnetError, UsageError
+from guestnet.inet import IPV6_MTU
 from guestnet.model import (
     HOST_ALIAS,
     LIVE_MODES,
@@ -47,9 +48,6 @@ from guestnet.plan.steps import (
     SetMtu,
     SetUp,
 )
-
-_IPV6_MTU = 1280
-"""A link of less has no IPv6, and gets it with the settings of a new link when it grows (IPV6_MIN_MTU)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +285,8 @@ def change(kind: Kind, name: str, wanted: Change, here: Host, there: Host | None
         check_mtu(wanted.mtu, Parent(name=link.name, base=base or replace(link, mtu=max(link.mtu, wanted.mtu))))
         if wanted.mtu != link.mtu:
             steps.append(SetMtu(name=link.name, mtu=wanted.mtu))
-            if link.kind == Kind.MACVTAP and link.ours and link.mtu < _IPV6_MTU <= wanted.mtu:
+            # a link of less has no IPv6, and gets it with the settings of a new link when it grows
+            if link.kind == Kind.MACVTAP and link.ours and link.mtu < IPV6_MTU <= wanted.mtu:
                 steps.append(Quiet(name=link.name))
     up = link.up if wanted.up is None else wanted.up
     if up and base is not None and not base.up and link.kind == Kind.VLAN and not link.up:
@@ -388,16 +387,16 @@ def delete(
             failures.append(error)
     gone = {link.index for link in going}
     order: list[Link] = []
-    for link in going:
+    for link in sorted(going, key=host.depth, reverse=True):  # what stays keeps what it stands on
         above = [one for one in host.above(link) if one.index not in gone]
         if above or link.index in host.used_elsewhere:
             users = _several([one.readable for one in above]) or "a link of another network namespace"
             failures.append(
                 ConflictError(f"{link.readable} has {users} on it", hint="delete or detach what is on it first")
             )
+            gone.discard(link.index)
         else:
             order.append(link)
-    order.sort(key=host.depth, reverse=True)
     doomed = [*order, *host.unused_vlans(order)]
     return Plan(
         there=tuple(DeleteLink(name=link.name, index=link.index) for link in doomed),

@@ -110,14 +110,6 @@ class Node:
         wire = self.wire(name)
         return wire if not wire.on or (links and name in links) else self.lowest(wire.on, links)
 
-    def endpoint(self, name: str) -> Endpoint:
-        """The endpoint of that name; NotFoundError with the near names."""
-        for endpoint in self.endpoints:
-            if endpoint.name == name:
-                return endpoint
-        names = [endpoint.name for endpoint in self.endpoints]
-        raise NotFoundError(f"{self.name} has no endpoint {name}", hint=_near(name, names))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
@@ -367,7 +359,9 @@ def _routes(topology: Topology) -> Iterator[Problem]:
                     yield Problem(path=path, message=f"a second {name} in the same place as that of {other.name}")
                 if any(route.to == network for network in endpoint.networks):
                     yield Problem(
-                        path=path, message=f"the route to {route.to} is there by the address already", hint="leave it"
+                        path=path,
+                        message=f"the route to {route.to} is there by the address already",
+                        hint="leave it out",
                     )
                 if route.via is None:
                     continue

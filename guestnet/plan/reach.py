@@ -36,9 +36,10 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A ping from one endpoint to an address of another: the way there and the way back."""
+    """A ping from one endpoint to an address of another, sent from its address ``own``: the way there and back."""
 
     source: Endpoint
+    own: Ip
     target: Endpoint
     address: Ip
     there: Way
@@ -86,7 +87,7 @@ class Reach:
         """One ping, with the address it is sent from."""
         there = self.way(source, address)
         back = self.way(target, own.ip) if not there.broken else Way()
-        return Pair(source=source, target=target, address=address, there=there, back=back)
+        return Pair(source=source, own=own.ip, target=target, address=address, there=there, back=back)
 
     def way(self, source: Endpoint, address: Ip) -> Way:
         """The way of a packet that the place of ``source`` sends to that address."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from guestnet.errors import UsageError
 from guestnet.model import Link
 from guestnet.plan.host import Host, made_for_guests
 
@@ -45,9 +46,14 @@ def device_unit(link: str) -> str:
 
 
 def command_line(words: Iterable[str]) -> str:
-    """Words as systemd.service(5) reads them back: quoted, with what it would replace doubled."""
+    """Words as systemd.service(5) reads them back: quoted, with what it would replace doubled.
+
+    Raises UsageError for a word that cannot be on a line.
+    """
     quoted = []
     for word in words:
+        if not word.isprintable():
+            raise UsageError(f"{word!r} cannot be in a systemd unit", hint="choose a name that can be printed")
         inside = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
         quoted.append(f'"{inside}"')
     return " ".join(quoted)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from guestnet import apply
 from guestnet.closes import Closes
-from guestnet.errors import ConflictError, GuestnetError, NotFoundError, NotPermittedError
+from guestnet.errors import MEDDLED, ConflictError, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.kernel import lock, tap
 from guestnet.kernel.link import Links
 from guestnet.kernel.tap import Tap
@@ -241,7 +241,7 @@ def verified(nics: Iterable[plan.Nic], links: Links) -> tuple[Link, ...]:
             how = "gone" if link is None else f"{link.mac}, mode {link.mode}, {'up' if link.up else 'down'}"
             raise GuestnetError(
                 f"the macvtap {nic.ifname} is not as it was made: {how}",
-                hint="something else on this host changes it: look at udev rules and network managers",
+                hint=MEDDLED,
             )
         found.append(link)
     return tuple(found)

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from guestnet.inet import Ip
 from guestnet.kernel import echo, netns
-from guestnet.plan.layout import Endpoint, Node, Topology, Where
+from guestnet.plan.layout import Node, Topology, Where
 from guestnet.plan.reach import Pair, Reach
 
 TIMEOUT = 3.0
@@ -49,16 +48,10 @@ def ping(topology: Topology, node: Node, *, timeout: float = TIMEOUT) -> tuple[A
             if netns.exists(name):
                 fds[name] = stack.enter_context(netns.opened(name))
         for number, pair in enumerate(pairs):
-            own = own_address(pair.source, pair.address)
             if pair.source.inside in fds:
-                probes[number] = echo.Probe(source=own, target=pair.address, namespace=fds[pair.source.inside])
+                probes[number] = echo.Probe(source=pair.own, target=pair.address, namespace=fds[pair.source.inside])
         heard = echo.ping(probes, timeout=timeout) if probes else {}
     return tuple(answer(pair, heard.get(number)) for number, pair in enumerate(pairs))
-
-
-def own_address(endpoint: Endpoint, other: Ip) -> Ip:
-    """The address of an endpoint that it pings another from: its first of that version of IP."""
-    return next(one.ip for one in endpoint.addresses if one.version == other.version)
 
 
 def answer(pair: Pair, heard: echo.Echo | None) -> Answer:

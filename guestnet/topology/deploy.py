@@ -10,7 +10,7 @@ from typing import Any
 
 from guestnet import units
 from guestnet.apply import topology as effects
-from guestnet.errors import GuestnetError, NotFoundError, NotPermittedError
+from guestnet.errors import MEDDLED, GuestnetError, NotFoundError, NotPermittedError, raise_together
 from guestnet.inet import Assigned
 from guestnet.kernel import lock, netns, sysctl
 from guestnet.kernel.place import Places
@@ -22,13 +22,12 @@ from guestnet.plan.layout import Node, Topology, Where
 from guestnet.plan.reach import Reach
 from guestnet.plan.steps import AddLink, Plug
 from guestnet.plan.unit import WriteUnit
-from guestnet.topology import boot
+from guestnet.topology import boot, leaving
 from guestnet.topology import state as states
 from guestnet.topology.observe import rooms_of, wait_addresses
 from guestnet.undo import Undo
 
 _ROUNDS = 3  # an address that goes takes others of its subnet with it (inet_del_ifa): they are planned for again
-_OTHERS = "something else on this host changes it: look at udev rules and network managers"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,10 +90,17 @@ def up(topology: Topology, options: Options, *, source: str = "") -> Outcome:
         nics = work.nics()
         written, notes = work.unit(source)
         coming = work.attach(nics, dry_run=True)
+        going = work.take_nics(nics, dry_run=True)
+        raise_together(going.failures)
         if options.dry_run:
             made = work.planned(nics)
-            rows = work.rows(made, coming)
-            return work.outcome((*made.steps, *_steps(coming), *written), rows, (*_notes(made, coming), *notes), begun)
+            left = work.forget(nics)
+            steps = (*going.steps, *made.steps, *_steps(coming), *left.steps, *written)
+            told = (*_notes(made, coming), *going.notes, *left.notes, *notes)
+            return work.outcome(steps, work.rows(made, coming), told, begun)
+        if going.steps:
+            going = work.take_nics(nics)
+            raise_together(going.failures)
         with Undo() as undo:
             with undo.part(f"the links of {topology.name}", work.locked) as part:
                 made = work.converge(nics, part, source)
@@ -103,8 +109,12 @@ def up(topology: Topology, options: Options, *, source: str = "") -> Outcome:
             after = work.planned(nics)
             _verify(after.steps)
             units.carry_out(written, undo)
-        steps = (*made.steps, *_steps(done), *written)
-        return work.outcome(steps, work.rows(after, done), (*_notes(made, done), *notes), begun)
+        with work.locked():
+            left = work.forget(nics)
+        raise_together(left.failures)
+        steps = (*going.steps, *made.steps, *_steps(done), *left.steps, *written)
+        told = (*_notes(made, done), *going.notes, *left.notes, *notes)
+        return work.outcome(steps, work.rows(after, done), told, begun)
 
 
 def status(topology: Topology, options: Options) -> Outcome:
@@ -119,8 +129,12 @@ def status(topology: Topology, options: Options) -> Outcome:
                 there += work.attach((nic,), dry_run=True)
             except GuestnetError as error:
                 gone[nic.endpoint.name] = error.message
+        going = work.take_nics(nics)
         made = work.planned(nics)
-        return work.outcome((*made.steps, *_steps(there)), work.rows(made, there, gone), made.notes, begun)
+        left = work.forget(nics)
+        failures = (failure.message for failure in (*going.failures, *left.failures))
+        steps = (*going.steps, *made.steps, *_steps(there), *left.steps)
+        return work.outcome(steps, work.rows(made, there, gone), (*made.notes, *left.notes, *failures), begun)
 
 
 def must_be_root(options: Options) -> None:
@@ -140,11 +154,16 @@ def _at_work(topology: Topology, options: Options) -> Iterator["_Work"]:
 def _verify(steps: Iterable[plan.Step]) -> None:
     left = [str(step) for step in steps]
     if left:
-        raise GuestnetError(f"it is not as it was made, there is still to do: {'; '.join(left[:3])}", hint=_OTHERS)
+        raise GuestnetError(f"it is not as it was made, there is still to do: {'; '.join(left[:3])}", hint=MEDDLED)
 
 
 def _steps(outcomes: Iterable[Any]) -> tuple[object, ...]:
     return tuple(step for outcome in outcomes for step in outcome.steps)
+
+
+def _pairs(nics: Iterable[plan.GuestWanted]) -> list[tuple[str, str]]:
+    """By guest and MAC, as they are kept."""
+    return [(nic.guest, str(nic.request.mac or "")) for nic in nics]
 
 
 def _notes(made: plan.Plan, outcomes: Iterable[Any]) -> tuple[str, ...]:
@@ -228,27 +247,63 @@ class _Work:
         before = states.read(self.topology.name)
         known = before or states.State(name=self.topology.name)
         was = {step.name: step.before for step in made.steps if isinstance(step, plan.SetSysctl) and step.before}
-        shared = {
-            name: value
-            for one in self.links
-            if one.room == plan.HERE and one.endpoint.kind is not Where.QEMU
-            for name, value in one.sysctls.items()
-            if not one.own(name)
-        }
+        shared = self._shared()
         values = {name: was.get(name, ((name, value),)) for name, value in shared.items()}
         new = replace(
             known, node=self.node.name, source=source or known.source, sysctls={**values, **known.sysctls},
             set_to={**known.set_to, **shared},
             namespaces=tuple(dict.fromkeys((*known.namespaces, *(one.room for one in self.links if one.room)))),
             links=tuple(dict.fromkeys((*known.links, *self._here()))),
-            guests=tuple(
-                dict.fromkeys((*known.guests, *((nic.guest, str(nic.request.mac or "")) for nic in nics)))
-            ),
+            guests=tuple(dict.fromkeys((*known.guests, *_pairs(nics)))),
         )  # fmt: skip
         if new != before:
             undo.push("what is kept of the topology", states.put_back, self.topology.name, before)
             states.write(new)
         return known.namespaces
+
+    def _shared(self) -> dict[str, str]:
+        """The sysctls of this host, not of a link that comes and goes with the topology, and their values."""
+        return {
+            name: value
+            for one in self.links
+            if one.room == plan.HERE and one.endpoint.kind is not Where.QEMU
+            for name, value in one.sysctls.items()
+            if not one.own(name)
+        }
+
+    def _known(self) -> states.State | None:
+        """What is kept of the topology; an ordinary user who only looks sees nothing of it."""
+        try:
+            return states.read(self.topology.name)
+        except NotPermittedError:
+            if not self.options.dry_run:
+                raise
+            return None
+
+    def take_nics(self, nics: tuple[plan.GuestWanted, ...], *, dry_run: bool | None = None) -> leaving.Gone:
+        """Take the NICs that guests were given and that the file says no more."""
+        known = self._known()
+        past = [pair for pair in (known.guests if known is not None else ()) if pair not in _pairs(nics)]
+        if not past:
+            return leaving.Gone()
+        return leaving.nics(past, self._how(self.options.dry_run if dry_run is None else dry_run))
+
+    def forget(self, nics: tuple[plan.GuestWanted, ...]) -> leaving.Gone:
+        """Put back the sysctls that the file says no more, and forget of them and of guests' NICs; after planned()."""
+        known = self._known()
+        if known is None:
+            return leaving.Gone()
+        shared = self._shared()
+        past = {name: values for name, values in known.sysctls.items() if name not in shared}
+        gone = leaving.sysctls(replace(known, sysctls=past), dry_run=self.options.dry_run) if past else leaving.Gone()
+        new = replace(
+            known, guests=tuple(pair for pair in known.guests if pair in _pairs(nics)),
+            sysctls={name: values for name, values in known.sysctls.items() if name in shared},
+            set_to={name: value for name, value in known.set_to.items() if name in shared},
+        )  # fmt: skip
+        if new != known and not self.options.dry_run and not gone.failures:
+            states.write(new)
+        return gone
 
     def _here(self) -> Iterator[tuple[str, str]]:
         """The links that this node's own namespace gets, by name and MAC; of VLANs the name alone."""
@@ -266,15 +321,20 @@ class _Work:
             return []
         from guestnet import attachment
 
-        how = attachment.Options(
-            uri=self.options.uri, dry_run=dry_run, timeout=self.options.timeout, waiting=self.options.waiting,
-            notice=self.options.notice, hook=self.options.hook, watch=None if dry_run else self.options.watch,
-        )  # fmt: skip
+        how = self._how(dry_run)
         outcomes = []
         for guest, theirs in by_guest.items():
             watched = how if undo is None else replace(how, watch=_taking_back(undo, how))
             outcomes.append(attachment.attach(guest, tuple(nic.request for nic in theirs), watched))
         return outcomes
+
+    def _how(self, dry_run: bool) -> Any:
+        from guestnet import attachment
+
+        return attachment.Options(
+            uri=self.options.uri, dry_run=dry_run, timeout=self.options.timeout, waiting=self.options.waiting,
+            notice=self.options.notice, hook=self.options.hook, watch=None if dry_run else self.options.watch,
+        )  # fmt: skip
 
     def wait_addresses(self) -> None:
         """Wait until the addresses can be used. Raises ConflictError where another on the wire has one."""

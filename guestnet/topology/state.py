@@ -100,19 +100,31 @@ def names() -> tuple[str, ...]:
         return ()
 
 
-def hand_over(state: State) -> dict[str, Values]:
-    """The sysctls that are to be put back when a topology goes, each with what it and those that go with it were.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handing:
+    """What becomes of sysctls that a topology needs no more: those that are put back to what they and those that go
+    with them were, and the files of other topologies that get what was before instead."""
 
-    One that another topology needs too is not: what it was before both is written to that one's file, and it is put
-    back when that goes.
+    back: Mapping[str, Values]
+    heirs: tuple[State, ...]
+
+
+def hand_over(state: State) -> Handing:
+    """What is to be done with the sysctls of this state when what they were set for goes.
+
+    Of several topologies that need one, each knows what it was before itself. One that came later, and so found what
+    this one had set, gets what was before both; what one that came before has set is what it is put back to. Raises
+    GuestnetError for a file of another topology that makes no sense.
     """
     others = {name: found for name in names() if name != state.name and (found := read(name)) is not None}
     back: dict[str, Values] = {}
+    heirs: dict[str, State] = {}
     for sysctl, values in state.sysctls.items():
-        heir = next((other for other in others.values() if sysctl in other.sysctls), None)
-        if heir is None:
+        sharing = [other for other in others.values() if sysctl in other.sysctls]
+        later = [other for other in sharing if dict(other.sysctls[sysctl]).get(sysctl) == state.set_to.get(sysctl)]
+        if later:
+            heir = later[0]
+            others[heir.name] = heirs[heir.name] = replace(heir, sysctls={**heir.sysctls, sysctl: values})
+        elif not sharing or dict(values).get(sysctl) != state.set_to.get(sysctl):
             back[sysctl] = values
-            continue
-        others[heir.name] = replace(heir, sysctls={**heir.sysctls, sysctl: values})
-        write(others[heir.name])
-    return back
+    return Handing(back=back, heirs=tuple(heirs.values()))

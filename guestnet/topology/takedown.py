@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from guestnet import units
 from guestnet.apply import topology as effects
 from guestnet.errors import GuestnetError, NotFoundError, raise_together
-from guestnet.inet import sysctl_words
-from guestnet.kernel import lock, netns, sysctl
+from guestnet.kernel import lock, netns
 from guestnet.kernel.place import Places
 from guestnet.machine import machine_id
 from guestnet.model import Link
@@ -18,7 +17,7 @@ from guestnet.plan import topology as plan
 from guestnet.plan.host import Host, made_for_guests
 from guestnet.plan.layout import Topology
 from guestnet.plan.steps import DeleteLink
-from guestnet.topology import boot, vlans
+from guestnet.topology import boot, leaving, vlans
 from guestnet.topology import state as states
 from guestnet.topology.deploy import Options, Outcome, must_be_root
 from guestnet.topology.observe import rooms_of
@@ -70,22 +69,18 @@ class _Down:
                 wanted |= dict.fromkeys((nic.guest, str(nic.request.mac or "")) for nic in nics)
         if not wanted:
             return
-        from guestnet import attachment, inventory
+        from guestnet import attachment
 
         how = attachment.Options(
             uri=self.options.uri, dry_run=self.options.dry_run, timeout=self.options.timeout,
             waiting=self.options.waiting, notice=self.options.notice,
         )  # fmt: skip
-        for guest in dict.fromkeys(guest for guest, _ in wanted):
-            try:
-                there = inventory.rows(self.options.uri, guest)
-                macs = tuple(row.mac for row in there if (guest, row.mac) in wanted)
-                if macs:
-                    self.steps += attachment.detach(guest, macs, how).steps
-            except NotFoundError as error:
-                self.notes.append(error.message)
-            except GuestnetError as error:
-                self.failures.append(error)
+        self._note(leaving.nics(wanted, how))
+
+    def _note(self, gone: leaving.Gone) -> None:
+        self.steps += gone.steps
+        self.notes += gone.notes
+        self.failures += gone.failures
 
     def unit(self) -> None:
         """Take away the unit that brings it up at boot."""
@@ -123,8 +118,10 @@ class _Down:
         self._run(steps)
         if sources is not None:
             self._vlans(lower, sources)
-        if self.known is not None and not self.options.dry_run and not self.failures:
-            self._sysctls(self.known)
+        if self.known is None or self.options.dry_run or self.failures:
+            return
+        self._note(leaving.sysctls(self.known, dry_run=False))
+        if not self.failures:
             for name in self.known.namespaces:  # the empty file of one whose maker was killed
                 if not netns.exists(name) and (netns.DIRECTORY / name).exists():
                     netns.remove(name)
@@ -148,20 +145,6 @@ class _Down:
                 self.notes.append("VLANs that nothing else uses go with it")
             return
         self._run(plan.Within(netns=plan.HERE, step=DeleteLink(name=link.name, index=link.index)) for link in going)
-
-    def _sysctls(self, known: states.State) -> None:
-        for name, values in states.hand_over(known).items():
-            now = sysctl.read([name])[name]
-            if now is None:
-                continue
-            if now != known.set_to.get(name, now):
-                self.notes.append(f"{sysctl_words(name)} stays {now}: somebody else set it since")
-                continue
-            try:
-                effects.restore(values)
-                self.steps.append(plan.SetSysctl(netns=plan.HERE, name=name, value=dict(values)[name]))
-            except GuestnetError as error:
-                self.failures.append(error)
 
 
 def _within(link: Link, steps: Iterable[plan.Step]) -> bool:

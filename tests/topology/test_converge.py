@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.libvirt.conftest import Host
 from tests.topology.conftest import Hosts, Inside, python
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
@@ -143,8 +144,9 @@ def test_the_empty_file_of_a_namespace_whose_maker_was_killed_is_no_obstacle(bar
     assert host.run("ls", "/run/netns").split() == []
 
 
-def test_two_topologies_that_need_one_sysctl_put_it_back_with_the_second(bare_hosts: Hosts, tmp_path: Path) -> None:
-    host = bare_hosts.n1
+@pytest.fixture
+def forwarding(bare_hosts: Hosts, tmp_path: Path) -> Path:
+    """Topologies one and two, each of which lets the host forward, are up."""
     text = """
 name: {name}
 nodes:
@@ -155,13 +157,61 @@ nodes:
 """
     for name in ("one", "two"):
         (tmp_path / f"{name}.yaml").write_text(text.format(name=name), encoding="utf-8")
-        host.json("topology", "up", str(tmp_path / f"{name}.yaml"))
+        bare_hosts.n1.json("topology", "up", str(tmp_path / f"{name}.yaml"))
+    return tmp_path
+
+
+def forwards(host: Host) -> str:
+    return host.run("cat", "/proc/sys/net/ipv4/ip_forward").strip()
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_two_topologies_that_need_one_sysctl_put_it_back_with_the_last(
+    bare_hosts: Hosts, forwarding: Path, order: tuple[str, str]
+) -> None:
+    host = bare_hosts.n1
     assert host.json("topology", "status") == ["one", "two"]
     values = []
+    for name in order:
+        host.json("topology", "down", name)
+        values.append(forwards(host))
+    assert values == ["1", "0"]
+
+
+def test_what_nobody_can_read_of_another_topology_is_told_and_stops_no_other_step(
+    bare_hosts: Hosts, forwarding: Path
+) -> None:
+    host = bare_hosts.n1
+    kept = "/run/guestnet/topology/two.json"
+    host.run("cp", kept, "/run/two.json")
+    host.run("cp", "/dev/null", kept)
+    answer = host.guestnet("topology", "down", "one")
+    assert (answer.code, kept in answer.err) == (1, True), answer
+    marks = [link.get("ifalias") for link in json.loads(host.run("ip", "-j", "link"))]
+    assert [mark for mark in marks if mark] == ["guestnet:1:topology:two:two"]
+    host.run("cp", "/run/two.json", kept)
     for name in ("one", "two"):
         host.json("topology", "down", name)
-        values.append(host.run("cat", "/proc/sys/net/ipv4/ip_forward").strip())
-    assert values == ["1", "0"]
+    assert forwards(host) == "0"
+
+
+def test_sysctls_that_the_file_says_no_more_are_put_back(bare_hosts: Hosts, forwarding: Path) -> None:
+    host = bare_hosts.n1
+    host.json("topology", "down", "two")
+    path = forwarding / "one.yaml"
+    without = str(path)
+    path.write_text(path.read_text().replace(", sysctls: {net.ipv4.ip_forward: 1}", ""), encoding="utf-8")
+    assert host.json("topology", "plan", without)["steps"] == ["set net.ipv4.ip_forward to 0"]
+    assert forwards(host) == "1"
+    assert host.json("topology", "up", without)["steps"] == ["set net.ipv4.ip_forward to 0"]
+    assert forwards(host) == "0"
+    assert host.json("topology", "up", without)["steps"] == []
+    host.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")  # by somebody else, and no business of ours any more
+    try:
+        host.json("topology", "down", "one")
+        assert forwards(host) == "1"
+    finally:
+        host.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
 
 
 def test_a_sysctl_that_somebody_set_meanwhile_stays_as_it_is(bare_hosts: Hosts, file: Path) -> None:

@@ -100,6 +100,30 @@ nodes:
         hosts.n1.json("detach", "n1g1", "--all")
 
 
+def test_a_nic_that_the_file_says_no_more_is_taken_from_the_guest(hosts: Hosts, tmp_path: Path) -> None:
+    text = """
+name: fewer
+nodes:
+  n1:
+    parents: {lan: nic0}
+    endpoints:
+      a: {kind: netns, parent: lan}
+      n1g1: {kind: guest, parent: lan}
+"""
+    path = tmp_path / "fewer.yaml"
+    path.write_text(text, encoding="utf-8")
+    host = hosts.n1
+    host.json("topology", "up", str(path), "--no-hook")
+    assert [nic["guest"] for nic in host.json("list")] == ["n1g1"]
+    path.write_text(text.replace("      n1g1: {kind: guest, parent: lan}\n", ""), encoding="utf-8")
+    steps = host.json("topology", "plan", str(path))["steps"]
+    assert any("n1g1" in step for step in steps), steps
+    assert host.json("topology", "up", str(path), "--no-hook")["steps"] == steps
+    assert host.json("list") == []
+    assert host.json("topology", "up", str(path), "--no-hook")["steps"] == []
+    host.json("topology", "down", "fewer")
+
+
 def test_a_guest_that_does_not_run_has_its_nic_from_its_next_start_on(stopped: Host) -> None:
     made = stopped.json("topology", "up", "0.5-guest", "--no-hook")
     states = {row["name"]: row["state"] for row in made["rows"]}

@@ -409,6 +409,18 @@ def test_what_others_may_change_is_found_in_the_file_or_above_it(tmp_path: Path)
     link.symlink_to(file)
     file.chmod(0o757)
     assert launcher.exposed(link, Path("/usr/bin/env")) == str(file)
+    file.chmod(0o755)
+    assert launcher.exposed(link / "inside") == ""
+    theirs = place / "theirs"  # a Python of root's, by a symbolic link in somebody's directory
+    theirs.mkdir(0o755)
+    (theirs / "python").symlink_to("/usr/bin/env")
+    os.chown(theirs, 65534, 65534)
+    assert launcher.exposed(theirs / "python") == str(theirs)
+    link.unlink()
+    link.symlink_to(theirs / "python")
+    assert launcher.exposed(link) == str(theirs)
+    (tmp_path / "loop").symlink_to("loop")
+    assert launcher.exposed(tmp_path / "loop") == ""
 
 
 # The map of parents

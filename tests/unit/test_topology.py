@@ -134,7 +134,7 @@ def test_a_ping_comes_from_the_address_in_its_targets_subnet() -> None:
     text = f"name: net\nnodes: {{n1: {{parents: {{lan: nic0}}, endpoints: {{{endpoints}}}}}}}"
     found = topology(text)
     (pair,) = (one for one in Reach(topology=found).pairs() if str(one.address) == "198.51.100.2")
-    assert pair.problem == ""
+    assert (pair.problem, str(pair.own)) == ("", "198.51.100.1")
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:
