@@ -148,7 +148,7 @@ def _release(guest: Handed) -> None:
     """Delete what is this guest's and nobody's any more."""
     with _locked(guest) as alone, Links() as links:
         host = Host(links=links.all())
-        mine = {one.index: one for one in host.links if one.kind == Kind.MACVTAP and one.guest_uuid == guest.uuid}
+        mine = {one.index: one for one in plan.links_of(guest, host)}
         held = _held(mine.values())
         made = plan.release(guest, host, held=held)
         if any(step.index not in mine for step in made.steps):
@@ -159,8 +159,9 @@ def _release(guest: Handed) -> None:
             )  # fmt: skip
             made = plan.release(guest, host, held=held)
         steps = made.steps
-        if not alone:  # somebody may be about to use a VLAN
-            steps = tuple(step for step in steps if step.index in mine)
+        if not alone:  # somebody may be about to use a VLAN, or to mark a link
+            marked = {index for index, link in mine.items() if link.guest_uuid}
+            steps = tuple(step for step in steps if step.index in marked)
         with Undo() as undo:
             apply.run(steps, apply.Doors(links=links, target=links), undo)
     for text in made.kept:

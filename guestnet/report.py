@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from guestnet import trail
 from guestnet.errors import GuestnetError
 
 _quiet = False
+_SILENT = 1.0  # seconds that are waited without a word
 
 
 def be_quiet(wanted: bool = True) -> None:
@@ -141,29 +143,66 @@ def _width(text: str) -> int:
 
 
 @contextmanager
-def progress(*, json_wanted: bool) -> Iterator[Callable[[float], None]]:
-    """Something to call with the seconds waited so far; it shows them on a terminal once they are more than one."""
+def progress(doing: str, *, json_wanted: bool = False) -> Iterator[Callable[[float], None]]:
+    """Say on a terminal, in a line that goes again, what goes on and for how long, once that is more than a second.
+
+    Gives something to call with the seconds that a guest has been waited for: while it is called, that is said.
+    """
     if json_wanted or _quiet or not sys.stderr.isatty():
         yield lambda _seconds: None
         return
-    status: Any = None
+    begun, heard = time.monotonic(), -_SILENT
+    waited = 0.0
+    shown: list[Any] = []
+    starting = threading.Lock()
 
-    def show(seconds: float) -> None:
-        nonlocal status
-        if seconds < 1:
-            return
-        if status is None:
-            from rich.console import Console
+    def text() -> str:
+        now = time.monotonic()
+        if now - heard < _SILENT:
+            return f"waiting for the guest to let go, {waited:.0f} s"
+        return f"{_printable(doing)}, {now - begun:.0f} s"
 
-            status = Console(stderr=True).status("")
-            status.start()
-        status.update(f"waiting for the guest to let go, {seconds:.0f} s")
+    def show() -> None:
+        with starting:
+            if not shown:
+                shown.append(_live(text))
 
+    def waiting(seconds: float) -> None:
+        nonlocal heard, waited
+        if seconds >= _SILENT:
+            heard, waited = time.monotonic(), seconds
+            show()
+
+    timer = threading.Timer(_SILENT, show)
+    timer.daemon = True
+    timer.start()
     try:
-        yield show
+        yield waiting
     finally:
-        if status is not None:
-            status.stop()
+        timer.cancel()
+        timer.join()
+        for live in shown:
+            live.stop()
+
+
+def _live(text: Callable[[], str]) -> Any:
+    """A line of the terminal that has begun to show what the function says; ``stop`` wipes it away."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    spinner = Spinner("dots", style="status.spinner")
+
+    def now() -> Spinner:
+        spinner.update(text=Text(text()))  # a name with brackets is no markup
+        return spinner
+
+    live = Live(
+        get_renderable=now, console=Console(stderr=True), refresh_per_second=8, transient=True, redirect_stdout=False
+    )
+    live.start(refresh=True)
+    return live
 
 
 def outcome(done: Any, verb: str, *, json_wanted: bool) -> None:

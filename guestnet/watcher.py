@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 _PACKET_OUTGOING = 4  # include/uapi/linux/if_packet.h
 _ETH_P_ALL = 3
+_SOON = 200  # milliseconds
 
 
 def start(last_close: "LastClose", link: "Link", *, learn: bool = False) -> None:
     """Start a watcher for that link in a session of its own; it outlives this process, its terminal and its QEMU."""
     import subprocess
+    import threading
 
     words = [sys.executable, "-P", "-m", "guestnet.watcher", str(last_close.fd), link.name, str(link.index)]
     fds = [last_close.fd]
@@ -41,7 +43,8 @@ def start(last_close: "LastClose", link: "Link", *, learn: bool = False) -> None
     finally:
         if packets is not None:
             packets.close()
-    child.returncode = 0  # it is not ours to wait for
+    # who calls this may live longer than it, and shall not keep what is left of a process that has ended
+    threading.Thread(target=child.wait, daemon=True).start()
 
 
 def main() -> None:
@@ -58,12 +61,31 @@ def main() -> None:
         heard = {ready for ready, _ in poll.poll()}
         if int(fd) in heard:
             os.read(int(fd), 4096)
-            if _take_away(name, int(index)):
+            if _goes(int(fd), name, int(index)) or _take_away(name, int(index)):
                 return
         if speaks is not None and speaks.fileno() in heard and _learn(speaks, name, int(index)):
             poll.unregister(speaks)
             speaks.close()
             speaks = None
+
+
+def _goes(fd: int, name: str, index: int) -> bool:
+    """Whether the link is gone, or goes by itself: who detaches a NIC deletes it right after the tap was closed, and
+    its node goes with it. This spares most watchers the imports."""
+    told = select.poll()
+    told.register(fd, select.POLLIN)
+    while _is_there(name, index):
+        if not told.poll(_SOON):
+            return False
+        os.read(fd, 4096)
+    return True
+
+
+def _is_there(name: str, index: int) -> bool:
+    try:
+        return socket.if_nametoindex(name) == index
+    except OSError:
+        return False
 
 
 def _take_away(name: str, index: int) -> bool:

@@ -1,10 +1,11 @@
 """The Debian package: a wheel of guestnet, the Python packages that Debian 12 has too old or not at all, and what goes
 with them into a system.
 
-    python packaging/deb.py WHEEL DIRECTORY [VERSION]
+    python packaging/deb.py [--man DIRECTORY] WHEEL DIRECTORY [VERSION]
 
 It is run with the Python of the development environment (`./dev package`), and takes the packages from there: those
-that the tests ran with. Needs dpkg-deb and nothing else of Debian's tools. The answer is the path of the package.
+that the tests ran with. The man pages are built before, by Sphinx. Needs dpkg-deb and nothing else of Debian's tools.
+The answer is the path of the package.
 """
 
 import argparse
@@ -42,16 +43,20 @@ _UNUSED = re.compile(r"(^|/)(__pycache__|tests?|includes|isoschematron)/|\.(pxd|
 def main() -> None:
     """Build it from the words of the command line."""
     words = argparse.ArgumentParser(description="Build the Debian package.")
+    words.add_argument("--man", type=Path, default=TREE / "build/man", help="where the man pages are")
     words.add_argument("wheel", type=Path)
     words.add_argument("directory", type=Path)
     words.add_argument("version", nargs="?", help="instead of the wheel's, for tests of an upgrade")
     given = words.parse_args()
     with tempfile.TemporaryDirectory(prefix="guestnet-deb-") as scratch:
-        print(build(given.wheel, given.directory, Path(scratch), given.version))
+        print(build(given.wheel, given.man, given.directory, Path(scratch), given.version))
 
 
-def build(wheel: Path, directory: Path, root: Path, version: str | None = None) -> Path:
+def build(wheel: Path, man: Path, directory: Path, root: Path, version: str | None = None) -> Path:
     """Fill the empty directory ``root`` and pack it; the path of the package."""
+    pages = sorted(man.glob("*.[1-8]"))
+    if not pages:
+        sys.exit(f"deb.py: there are no man pages in {man}: ./dev docs builds them")
     version = version or wheel.name.split("-")[1]
     bundled = closure("guestnet")
     make_python(root, wheel, bundled)
@@ -61,12 +66,16 @@ def build(wheel: Path, directory: Path, root: Path, version: str | None = None) 
         ("fish", "fish/vendor_completions.d/guestnet.fish"),
     ):
         put(root / "usr/share" / place, (TREE / f"templates/completion/guestnet.{shell}").read_bytes())
-    for page in sorted((TREE / "build/man").glob("*.[1-8]")):
+    for page in pages:
         put(root / f"usr/share/man/man{page.suffix[1:]}/{page.name}.gz", packed(page.read_bytes()))
     documents = root / "usr/share/doc/guestnet"
     put(documents / "changelog.gz", packed((TREE / "CHANGELOG.md").read_bytes()))
-    put(documents / "README.md.gz", packed((TREE / "README.md").read_bytes()))
     put(documents / "copyright", copyright_of(bundled).encode())
+    for path in documentation():
+        put(documents / path.relative_to(TREE), path.read_bytes())
+    for path in sorted((TREE / "docs/schema").glob("*.json")):
+        put(root / "usr/share/guestnet/schema" / path.name, path.read_bytes())
+    link(documents / "docs/schema", Path("../../../guestnet/schema"))
     link(root / "usr/share/guestnet/templates", site(HOME) / "guestnet/templates")
     control(root, version, bundled)
     architecture = run("dpkg", "--print-architecture").strip()
@@ -74,6 +83,16 @@ def build(wheel: Path, directory: Path, root: Path, version: str | None = None) 
     directory.mkdir(parents=True, exist_ok=True)
     run("dpkg-deb", "--root-owner-group", "-Zzstd", "-z9", "--build", str(root), str(target))
     return target
+
+
+def documentation() -> list[Path]:
+    """What a person reads, each at its place in the tree so that links lead there, and the testbed to copy.
+
+    vagrant/notes is not of it: it installs guestnet out of the tree."""
+    docs = TREE / "docs"
+    found = [TREE / "README.md", TREE / "HACKING.md", *docs.rglob("*.md"), *(docs / "pictures").iterdir()]
+    testbed = (TREE / "vagrant/testbed").iterdir()
+    return sorted([*found, *(path for path in testbed if path.is_file())])
 
 
 def closure(name: str, extra: str = "") -> list[Distribution]:

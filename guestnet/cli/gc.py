@@ -25,9 +25,10 @@ def collect(
     """
     from guestnet import gc as verb
 
-    outcome = verb.collect(
-        verb.Options(uri=options.uri(connect), dry_run=dry_run, sure=yes, notice=report.note),
-    )
+    with report.progress("looking for links that nobody uses", json_wanted=json):
+        outcome = verb.collect(
+            verb.Options(uri=options.uri(connect), dry_run=dry_run, sure=yes, notice=report.note),
+        )
     if json:
         report.as_json(
             {
@@ -75,7 +76,7 @@ def repair(
     from guestnet import repair as verb
     from guestnet.attachment import Options
 
-    with report.progress(json_wanted=json) as waiting:
+    with report.progress(f"mending {guest}", json_wanted=json) as waiting:
         outcome = verb.repair(
             guest,
             Options(uri=options.uri(connect), dry_run=dry_run, timeout=timeout, waiting=waiting, notice=report.note),

@@ -55,7 +55,8 @@ def graph(
 
     from guestnet import graph as drawing
 
-    picture = drawing.of_host(options.uri(connect), check=check, path=path)
+    with report.progress("looking at this host, with pings" if check else "looking at this host"):
+        picture = drawing.of_host(options.uri(connect), check=check, path=path)
     if not picture.hosts[0].stems and not picture.below:
         report.note("there is no macvtap and no macvlan on this host")
     show(picture, form, output)

@@ -65,7 +65,7 @@ def attach(
     from guestnet import attachment as verb
     from guestnet.plan.steps import Plug
 
-    with report.progress(json_wanted=json) as waiting:
+    with report.progress(f"attaching {guest}", json_wanted=json) as waiting:
         how = _verb_options(verb, connect, live, config, dry_run, timeout, waiting, hook=not no_hook)
         outcome = verb.attach(guest, requests, how, own_templates=own)
     plugged = any(isinstance(step, Plug) for step in outcome.steps)
@@ -98,7 +98,7 @@ def detach(
 
     from guestnet import attachment as verb
 
-    with report.progress(json_wanted=json) as waiting:
+    with report.progress(f"detaching from {guest}", json_wanted=json) as waiting:
         outcome = verb.detach(
             guest, names, _verb_options(verb, connect, live, config, dry_run, timeout, waiting), everything=everything
         )
@@ -128,7 +128,8 @@ def change(
     from guestnet.plan.change import Change
 
     wanted = Change(mode=mode, link=link, mtu=mtu, inbound=inbound, outbound=outbound)
-    outcome = verb.change(guest, nic, wanted, _verb_options(verb, connect, live, config, dry_run, 30.0, None))
+    with report.progress(f"changing {guest}", json_wanted=json):
+        outcome = verb.change(guest, nic, wanted, _verb_options(verb, connect, live, config, dry_run, 30.0, None))
     report.outcome(outcome, "changed to " + _words(wanted), json_wanted=json)
 
 

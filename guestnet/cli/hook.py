@@ -34,8 +34,9 @@ def install(json: options.Json = False) -> None:
     from guestnet import launcher
 
     before = launcher.status()
-    launcher.install()
-    told = launcher.tell()
+    with report.progress("waiting for libvirt to look for it", json_wanted=json):
+        launcher.install()
+        told = launcher.tell()
     now = launcher.status()
     changed = before.state != now.state or bool(told)
     if json:

@@ -57,7 +57,9 @@ def add(
         parent=parent, addresses=tuple(address), routes=tuple(route or ()), name=name, mac=mac, mtu=mtu, anyway=yes
     )
     how = verb.Options(uri=options.uri(None), dry_run=dry_run, persist=persist, notice=report.note)
-    _show(verb.add(wanted, how), "up", json=json)
+    with report.progress(f"making the host's own link on {parent}", json_wanted=json):
+        outcome = verb.add(wanted, how)
+    _show(outcome, "up", json=json)
 
 
 @host_app.command("list")
@@ -86,7 +88,9 @@ def delete(
     from guestnet import hostshim as verb
 
     how = verb.Options(uri=options.uri(connect), dry_run=dry_run, keep_unit=keep_unit, notice=report.note)
-    _show(verb.delete(name, how), "deleted", json=json)
+    with report.progress(f"deleting {name}", json_wanted=json):
+        outcome = verb.delete(name, how)
+    _show(outcome, "deleted", json=json)
 
 
 def _show(outcome: Any, word: str, *, json: bool) -> None:

@@ -23,7 +23,8 @@ def list_nics(
     """Show the NICs of all guests, or of one, and what is out of line with them."""
     from guestnet import inventory
 
-    rows = inventory.rows(options.uri(connect), guest)
+    with report.progress("asking libvirt", json_wanted=json):
+        rows = inventory.rows(options.uri(connect), guest)
     if json:
         report.as_json(rows)
         return
@@ -49,7 +50,8 @@ def show(
     """Show one guest's NICs with all there is to know."""
     from guestnet import inventory
 
-    rows = inventory.rows(options.uri(connect), guest, nic)
+    with report.progress("asking libvirt", json_wanted=json):
+        rows = inventory.rows(options.uri(connect), guest, nic)
     if json:
         report.as_json(rows)
         return

@@ -221,9 +221,10 @@ def attach(
     from guestnet.qemu import nics
 
     made = nics.Options(guest=name or "", vhost=vhost or Vhost.AUTO, notice=report.note)
-    with report.progress(json_wanted=json) as waiting:
+    with report.progress("attaching", json_wanted=json) as waiting:
         how = verb.How(timeout=timeout, dry_run=dry_run, waiting=waiting, notice=report.note)
-        _outcome(verb.attach(qmp, requests, made, how, bus=bus or ""), "attached", json_wanted=json)
+        outcome = verb.attach(qmp, requests, made, how, bus=bus or "")
+    _outcome(outcome, "attached", json_wanted=json)
 
 
 @qemu_app.command()
@@ -248,9 +249,10 @@ def detach(
         raise UsageError("say which NIC, or --all", hint=f"guestnet qemu list --qmp {qmp} shows its NICs")
     from guestnet.qemu import hotplug as verb
 
-    with report.progress(json_wanted=json) as waiting:
+    with report.progress("detaching", json_wanted=json) as waiting:
         how = verb.How(timeout=timeout, dry_run=dry_run, waiting=waiting, notice=report.note)
-        _outcome(verb.detach(qmp, names, how, everything=everything), "detached", json_wanted=json)
+        outcome = verb.detach(qmp, names, how, everything=everything)
+    _outcome(outcome, "detached", json_wanted=json)
 
 
 @qemu_app.command("list")

@@ -100,7 +100,7 @@ def _up(
     from guestnet.topology import deploy, document
 
     topology = document.find(file)
-    with report.progress(json_wanted=json) as waiting:
+    with report.progress(f"bringing {topology.name} up", json_wanted=json) as waiting:
         how = _options(node, parent, connect, timeout=timeout, dry_run=dry_run, waiting=waiting)
         how.hook, how.persist = hook, persist
         outcome = deploy.up(topology, how, source=file)
@@ -133,8 +133,12 @@ def status(
             report.table(("TOPOLOGY",), [(name,) for name in names]) if names else report.line("no topology is up here")
         return
     topology = document.find(file)
-    outcome = deploy.status(topology, _options(node, parent, connect))
-    answers = checking.ping(topology, topology.node(outcome.node)) if check else ()
+    with report.progress(f"looking at {topology.name}", json_wanted=json):
+        outcome = deploy.status(topology, _options(node, parent, connect))
+    answers: tuple[Answer, ...] = ()
+    if check:
+        with report.progress("waiting for answers to pings", json_wanted=json):
+            answers = checking.ping(topology, topology.node(outcome.node))
     _show_status(outcome, answers, check=check, json=json)
     if any(row.state != "up" for row in outcome.rows) or any(one.wrong for one in answers):
         raise typer.Exit(ExitCode.FAILED)
@@ -164,7 +168,7 @@ def down(
     name = topology.name if topology is not None else file
     if topology is None and name not in observe.running() and not units.is_ours(boot.unit_name(name)):
         document.find(file)  # says that there is none, and the near names
-    with report.progress(json_wanted=json) as waiting:
+    with report.progress(f"taking {name} down", json_wanted=json) as waiting:
         how = _options(node, parent, connect, timeout=timeout, dry_run=dry_run, waiting=waiting)
         how.keep_unit = keep_unit
         outcome = takedown.down(name, how, topology=topology)
@@ -195,7 +199,9 @@ def graph(
     from guestnet.topology import document
 
     how = _options(node, parent, connect) if check else None
-    pictures.show(drawing.of_file(document.find(file), how, path=path), form, output)
+    with report.progress("looking at what is here, with pings" if check else "drawing"):
+        picture = drawing.of_file(document.find(file), how, path=path)
+    pictures.show(picture, form, output)
 
 
 @topology_app.command("list")

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 PATIENCE = 0.5
-"""Seconds that libvirt gets to answer."""
+"""Seconds that libvirt gets to say its versions."""
+
+AT_ONCE = 0.1
+"""Seconds that it gets to name its guests: whoever has pressed TAB waits for no more than 150 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,7 @@ class Versions:
 
 def guests(uri: str) -> tuple[str, ...]:
     """The names of all guests, sorted; none where libvirt does not say."""
-    [names] = _asked(uri, lambda connection: [one.name() for one in connection.listAllDomains()])
+    [names] = _asked(uri, AT_ONCE, lambda connection: [one.name() for one in connection.listAllDomains()])
     return tuple(sorted(names or ()))
 
 
@@ -34,7 +37,7 @@ def versions(uri: str) -> Versions:
     except ImportError:
         return Versions()
     library = _text(libvirt.getVersion())
-    daemon, qemu = _asked(uri, lambda one: one.getLibVersion(), lambda one: one.getVersion())
+    daemon, qemu = _asked(uri, PATIENCE, lambda one: one.getLibVersion(), lambda one: one.getVersion())
     return Versions(library=library, daemon=_text(daemon), qemu=_text(qemu))
 
 
@@ -43,8 +46,8 @@ def _text(number: int | None) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}" if number else ""
 
 
-def _asked(uri: str, *questions: Callable[[Any], Any]) -> list[Any]:
-    """The answers to the questions, asked on a connection of their own; None for each that has none in time.
+def _asked(uri: str, patience: float, *questions: Callable[[Any], Any]) -> list[Any]:
+    """The answers to the questions, asked on a connection of their own; None for each that has none in that time.
 
     A thread that still waits by then ends with the process.
     """
@@ -68,5 +71,5 @@ def _asked(uri: str, *questions: Callable[[Any], Any]) -> list[Any]:
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(patience)
     return (answers + [None] * len(questions))[: len(questions)]

@@ -15,7 +15,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,9 @@ logging.getLogger("qemu.qmp").propagate = False
 
 _T = TypeVar("_T")
 
+Call = tuple[str, Mapping[str, object]]
+"""A command of QMP's and its arguments."""
+
 
 class RefusedError(GuestnetError):
     """QEMU said no. ``kind`` is the class of its error (QapiErrorClass): DeviceNotFound, GenericError, …"""
@@ -67,7 +70,11 @@ class Monitor(Closes):
         self.path = path
         connected = _connect(path, timeout)
         self.pid = _peer(connected)
-        self._loop = asyncio.new_event_loop()
+        try:
+            self._loop = asyncio.new_event_loop()
+        except OSError as error:  # no fds are left for it
+            connected.close()
+            raise _unreachable(path, error) from error
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         self._client = QMPClient()
@@ -103,28 +110,31 @@ class Monitor(Closes):
         """What QEMU returns for that command. Raises RefusedError, GoneError, TimedOutError."""
         return self._wait(self._execute(command, arguments), ANSWER_SECONDS)
 
-    def several(self, calls: Sequence[tuple[str, dict[str, object]]]) -> list[Any]:
-        """What QEMU returns for these commands, which are sent in one go; None for one that it refuses."""
+    def several(self, calls: Sequence[Call], *, must: int = 0, fd: int | None = None) -> list[Any]:
+        """What QEMU returns for these commands, which are sent in one go; None for one that it refuses.
 
-        async def one(command: str, arguments: dict[str, object]) -> Any:
-            try:
-                return await self._execute(command, arguments)
-            except RefusedError:
-                return None
+        Of those the first ``must`` have to succeed: what the first of them met is raised once all are answered, for
+        QEMU carries out what follows all the same. A copy of ``fd`` goes with the first command, a ``getfd``.
+        """
 
         async def all_of_them() -> list[Any]:
-            return await asyncio.gather(*(one(command, arguments) for command, arguments in calls))
+            if fd is not None:
+                self._send(fd)
+            works = (self._execute(command, dict(arguments)) for command, arguments in calls)
+            answers = await asyncio.gather(*works, return_exceptions=True)
+            for place, answer in enumerate(answers):
+                if isinstance(answer, BaseException) and not (isinstance(answer, RefusedError) and place >= must):
+                    raise answer
+            return [None if isinstance(answer, RefusedError) else answer for answer in answers]
 
         return self._wait(all_of_them(), ANSWER_SECONDS)
 
     def give_fd(self, name: str, fd: int) -> None:
-        """Give QEMU a copy of an fd, which it keeps under that name until a command takes it (``getfd``)."""
+        """Give QEMU a copy of an fd, which it keeps under that name until a command takes it (``getfd``).
 
-        async def give() -> None:
-            self._client.send_fd_scm(fd)
-            await self._execute("getfd", {"fdname": name})
-
-        self._wait(give(), ANSWER_SECONDS)
+        One at a time: of fds that were sent and not named yet it keeps the last.
+        """
+        self.several([("getfd", {"fdname": name})], must=1, fd=fd)
 
     def drop_fd(self, name: str) -> None:
         """Let QEMU close an fd that it was given and that no command took; one that was sent and not named yet too."""
@@ -198,6 +208,15 @@ class Monitor(Closes):
     async def _hang_up(self) -> None:
         with contextlib.suppress(QMPError, EOFError, OSError):  # QEMU was quicker
             await self._client.disconnect()
+
+    def _send(self, fd: int) -> None:
+        try:
+            if not self.gone:
+                self._client.send_fd_scm(fd)
+                return
+        except BrokenPipeError:
+            pass
+        raise GoneError(f"the QEMU at {self.path} has ended, or closed the connection, before it got an fd")
 
     async def _execute(self, command: str, arguments: dict[str, object]) -> Any:
         try:

@@ -114,7 +114,7 @@ def attach(
     if now.no_hook and config:
         steps.append(InstallHook(path=now.no_hook))
         why = "it makes the links of a guest that starts"
-        notes.append(f"libvirt's hook {now.no_hook} comes with the first configured NIC: {why}")
+        notes.append(f"libvirt's hook {now.no_hook} is installed with the first configured NIC: {why}")
     steps += _remember(now.guest, [*fresh, *forgotten])
     for nic, into_live, into_config in fresh:
         text = xml.text_of(xml.build_interface(nic, templates[nic.backend]))

@@ -81,12 +81,29 @@ def prepare(
     return Preparing(works=tuple(works), refused=tuple(refused))
 
 
+def links_of(guest: Handed, host: Host) -> tuple[Link, ...]:
+    """The guest's macvtaps: those with its mark, and what a ``prepare`` that was killed made for a NIC and could not
+    mark any more."""
+    wanted = {(nic.record.ifname, nic.record.mac) for nic in guest.nics if nic.record.backend is Backend.MACVTAP}
+    return tuple(
+        link
+        for link in host.links
+        if link.kind == Kind.MACVTAP
+        and (link.guest_uuid == guest.uuid or (_is_unmarked(link) and (link.name, link.mac) in wanted))
+    )
+
+
+def _is_unmarked(link: Link) -> bool:
+    """Whether its maker was ended before it could say for whom it is."""
+    return link.ours and not link.alias
+
+
 def release(guest: Handed, host: Host, *, held: Mapping[int, str]) -> Releasing:
     """What goes when a guest has stopped: its links that no process has open, and the VLANs that nothing uses then."""
-    mine = [link for link in host.links if link.guest_uuid == guest.uuid]
+    mine = links_of(guest, host)
     going = [link for link in mine if link.index not in held]
-    direct = [nic.record for nic in guest.nics if nic.record.backend is Backend.DIRECT]
-    lower = filter(None, (parent_link(record.parent, record.outer, host) for record in direct))
+    # of type='direct' no link is ours, and one that was to be made may not have come about
+    lower = filter(None, (parent_link(nic.record.parent, nic.record.outer, host) for nic in guest.nics))
     doomed = (*going, *host.unused_vlans(going, lower))
     return Releasing(
         steps=tuple(DeleteLink(name=link.name, index=link.index) for link in doomed),
@@ -142,7 +159,7 @@ def _macvtap(
     there = host.find(record.ifname)
     steps: list[LinkStep] = []
     if there is not None:
-        half = there.ours and not there.alias and there.mac == record.mac
+        half = _is_unmarked(there) and there.mac == record.mac
         if there.owner is not Owner.FOREIGN and there.guest_uuid != guest.uuid and not half:
             whose = f", of the guest {there.guest_name}" if there.guest_name else ""
             raise ConflictError(f"its name {record.ifname} is taken by {describe(there, host)}{whose}")

@@ -350,23 +350,15 @@ def unknown_nic(name: str, known: Iterable[str]) -> NotFoundError:
 # Its helper protocol
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What QEMU's command line says of a NIC whose tap a helper makes."""
-
-    mac: str
-    driver: str
-
-
-def told_of(line: Sequence[str], helper: Sequence[str], bridge: str) -> tuple[Told, ...]:
-    """The NICs of a QEMU whose tap is made by a helper called with the words ``helper``, in the order of QEMU's line;
-    where none is, those of any helper, as ours may be called by a script.
+def told_of(line: Sequence[str], helper: Sequence[str], bridge: str) -> tuple[str, ...]:
+    """The MACs of a QEMU's NICs whose tap is made by a helper called with the words ``helper``, in the order of QEMU's
+    line; where none is, those of any helper, as ours may be called by a script.
 
     ``bridge`` is what QEMU called the bridge. A NIC without a MAC of its own is left out: QEMU gives it one that all
     QEMUs have.
     """
-    named: list[Told] = []
-    others: list[Told] = []
+    named: list[str] = []
+    others: list[str] = []
     devices = [_options(value, "driver") for value in _values(line, "-device")]
     for value in (*_values(line, "-netdev"), *_values(line, "-nic")):
         backend = _options(value, "type")
@@ -374,10 +366,9 @@ def told_of(line: Sequence[str], helper: Sequence[str], bridge: str) -> tuple[To
         if kind not in ("tap", "bridge") or (kind == "tap" and not said) or backend.get("br", "br0") != bridge:
             continue
         fronts = [one for one in devices if one.get("netdev", "") == backend.get("id")]
-        front = fronts[0] if fronts else {"driver": backend.get("model", ""), "mac": backend.get("mac", "")}
-        if front.get("mac"):
-            told = Told(mac=front["mac"].lower(), driver=front.get("driver", ""))
-            (named if _words(said)[-len(helper) :] == [*helper] else others).append(told)
+        mac = (fronts[0] if fronts else backend).get("mac", "").lower()
+        if mac:
+            (named if _words(said)[-len(helper) :] == [*helper] else others).append(mac)
     return tuple(named or others)
 
 

@@ -18,7 +18,7 @@ from guestnet.kernel.handover import LastClose, was_taken
 from guestnet.kernel.link import Links
 from guestnet.model import Mac, Mode, Owner, Request
 from guestnet.plan import qemu as plan
-from guestnet.plan.qemu import Told, Vhost
+from guestnet.plan.qemu import Vhost
 from guestnet.qemu import nics as making
 from guestnet.qemu.nics import Options
 from guestnet.watcher import start as start_watcher
@@ -40,7 +40,7 @@ def serve(request: Request, fd: int, bridge: str, words: Sequence[str], options:
         learn = False
         if request.mac is None and request.mode is not Mode.PASSTHRU:
             told = _told(line, words, bridge, pid)
-            request = replace(request, mac=Mac(told.mac) if told is not None else None)
+            request = replace(request, mac=Mac(told) if told is not None else None)
             learn = told is None
         with making.opened((request,), named) as made:
             _watch(made, options, learn=learn)
@@ -91,8 +91,9 @@ def _caller(channel: socket.socket) -> tuple[int, tuple[str, ...]]:
     return pid, tuple(os.fsdecode(word) for word in line.rstrip(b"\0").split(b"\0"))
 
 
-def _told(line: Sequence[str], words: Sequence[str], bridge: str, pid: int) -> Told | None:
-    """The NIC that this call is for: of those whose helper has our words, the first that the caller has no tap for yet.
+def _told(line: Sequence[str], words: Sequence[str], bridge: str, pid: int) -> str | None:
+    """The MAC of the NIC that this call is for: of those whose helper has our words, the first that the caller has no
+    tap for yet.
 
     None where each has one, as when another NIC is plugged in later. Raises ConflictError where somebody else has it.
     """
@@ -101,15 +102,15 @@ def _told(line: Sequence[str], words: Sequence[str], bridge: str, pid: int) -> T
         return None
     with Links() as links:
         there = {link.mac: link for link in links.all() if link.kind == "macvtap"}
-    for one in found:
-        link = there.get(one.mac)
+    for mac in found:
+        link = there.get(mac)
         if link is None:
-            return one
+            return mac
         held = tap.held([link]).get(link.index, ())
         if not held and link.owner is Owner.QEMU:
-            return one
+            return mac
         if pid not in {holder.pid for holder in held}:
             raise ConflictError(
-                f"{one.mac} is the MAC of {link.name} already", hint="give this guest another: -device …,mac=MAC"
+                f"{mac} is the MAC of {link.name} already", hint="give this guest another: -device …,mac=MAC"
             )
     return None

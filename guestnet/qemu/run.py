@@ -187,9 +187,9 @@ def arguments(
         if not dry_run:
             with Undo() as undo:
                 apply.run(wiring.steps, apply.Doors(links=links, target=links), undo, options.watch)
-                paths = [tap.device(nic.ifname).path for nic in wiring.nics]
+                paths = [_node(nic) for nic in wiring.nics]
         else:
-            paths = [_node(nic, host) for nic in wiring.nics]
+            paths = [_planned_node(nic, host) for nic in wiring.nics]
     words: list[str] = []
     redirections: list[str] = []
     fd = first_fd
@@ -218,7 +218,18 @@ def _check_unused(nic: plan.Nic, host: Host) -> None:
         )
 
 
-def _node(nic: plan.Nic, host: Host) -> str:
+def _node(nic: plan.Nic) -> str:
+    """The path by which a shell opens it: a shell cannot look whose node that is."""
+    device = tap.device(nic.ifname)
+    if device.node() is not tap.Node.RIGHT:
+        raise ConflictError(
+            f"{device.path} is not the node of {nic.ifname}",
+            hint=f"delete it, guestnet macvtap delete {nic.ifname}: it is made again with a node of its own",
+        )
+    return device.path
+
+
+def _planned_node(nic: plan.Nic, host: Host) -> str:
     link = host.find(nic.ifname)
     return f"{tap.DEV}/tapN" if link is None else f"{tap.DEV}/tap{link.index}"
 

@@ -22,6 +22,7 @@ from guestnet.lab.node import Node
 
 ROUNDS = 20
 LINKS = 500
+MORE_GUESTS = 24
 GUEST = "n1g1"
 MAC = "52:54:00:be:4c:01"
 
@@ -33,6 +34,8 @@ virsh -q attach-device {guest} /run/hand.xml --live --config
 DETACH_BY_HAND = "virsh -q detach-device {guest} /run/hand.xml --live --config; ip link delete hand0"
 INTERFACE = f"""<interface type='ethernet'><mac address='{MAC}'/><target dev='hand0' managed='no'/>
 <model type='virtio'/></interface>"""
+
+BARE_GUEST = "<domain type='qemu'><name>{name}</name><memory>1024</memory><os><type>hvm</type></os></domain>"
 
 GUESTNET = [sys.executable, "-m", "guestnet"]
 
@@ -239,15 +242,20 @@ def complete() -> None:
     """What a shell waits for at a press of TAB: guests from libvirt, parents and NICs from the kernel."""
     python = "python3 -c pass"
     words = [*GUESTNET, "completion", "words", "--"]
+    described = Path("/run/guest.xml")
+    for number in range(MORE_GUESTS):
+        described.write_text(BARE_GUEST.format(name=f"more{number}"), encoding="utf-8")
+        spent(["virsh", "-q", "define", str(described)])
+    spent([*GUESTNET, "attach", GUEST, "--parent", "nic0", "--mac", MAC])
     sides: dict[str, Sequence[str]] = {
         python: [sys.executable, "-c", "pass"],
         "guestnet att<TAB>": [*words, "att"],
         "guestnet attach <TAB>, the guests": [*words, "attach", ""],
-        "guestnet attach vm1 --parent <TAB>": [*words, "attach", "vm1", "--parent", ""],
-        "guestnet detach vm1 <TAB>, its NICs": [*words, "detach", "vm1", ""],
+        f"guestnet attach {GUEST} --parent <TAB>": [*words, "attach", GUEST, "--parent", ""],
+        f"guestnet detach {GUEST} <TAB>, its NICs": [*words, "detach", GUEST, ""],
         "guestnet --version": [*GUESTNET, "--version"],
     }
-    table("completion", in_turn(dict(sides)), python, "150 ms")
+    table(f"completion, {MORE_GUESTS + 1} guests", in_turn(dict(sides)), python, "150 ms")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 A block in a page is shell where its fence says so (``sh``, ``console``), and, without a word at the fence, where a
 line of it begins with the name of a program. In ``console`` blocks, and where a plain block begins with a prompt, lines
-after ``# `` or ``$ `` are commands and the lines below each are what it answers; anything else is a script.
+after ``# `` or ``$ `` are commands and the lines below each are what it answers; anything else is a script. What is no
+shell says at its fence what it is, ``text`` where it is in no language, and has no prompt: else nobody would see that a
+block of shell is not run.
 
 A comment of HTML right before a block is about that block, and unseen where the page is read:
 
@@ -31,6 +33,7 @@ _ELSEWHERE = {
 }
 """What would change the machine that the tests run on, or is not there: such a block has to say why it is not run."""
 _PROMPT = re.compile(r"(?:[#$] )(?=\S)")
+_ASSIGNED = re.compile(r"\w+=\S*")
 _COMMENT = re.compile(r"<!--\s*(not run|first):\s*(.*?)\s*-->", re.DOTALL)
 _FAILED = re.compile(r"^(?:guestnet|error|Error|E): |: error: |: command not found$", re.MULTILINE)
 
@@ -55,6 +58,7 @@ class Block:
 
     line: int
     text: str
+    kind: str
     is_shell: bool
     prompts: bool
     reason: str = ""
@@ -66,6 +70,16 @@ class Block:
         if not self.prompts:
             return (Call(line=self.line, command=self.text, shown=None),)
         return tuple(self._calls())
+
+    @property
+    def doubt(self) -> str:
+        """Why it may be shell that nobody runs; empty where it is shell, or plainly none."""
+        if self.is_shell:
+            return ""
+        if not self.kind:
+            return "no program is known by its first words: say at its fence what it is, text where it is no language"
+        found = [line for line in self.text.splitlines() if _is_prompt(line.strip(), of_any=self.kind == "text")]
+        return f"it has a prompt and is no console: {found[0]}" if found else ""
 
     @property
     def is_for_elsewhere(self) -> bool:
@@ -126,6 +140,7 @@ def _blocks(tokens: list[Token]) -> Iterator[Block]:
             yield Block(
                 line=token.map[0] + (2 if token.type == "fence" else 1),
                 text=token.content.rstrip("\n"),
+                kind=kind,
                 is_shell=kind in _SHELL or (not kind and (prompts or _is_script(token.content))),
                 prompts=prompts,
                 reason=said.get("not run", ""),
@@ -145,6 +160,12 @@ def _is_script(text: str) -> bool:
     return any(map(_program, text.splitlines()))
 
 
+def _is_prompt(line: str, *, of_any: bool) -> bool:
+    """Whether a line is a command after a prompt. In most languages ``# `` is a comment, unless ``of_any`` says not."""
+    found = _PROMPT.match(line)
+    return found is not None and (of_any or line.startswith("$") or _program(line[found.end() :]))
+
+
 def _program(line: str) -> bool:
     return _first_word(line) in _HERE | _ELSEWHERE
 
@@ -154,7 +175,9 @@ def _is_lab(line: str) -> bool:
 
 
 def _first_word(line: str) -> str:
-    return line.split(maxsplit=1)[0] if line[:1].strip() else ""
+    """The program that a line calls, after variables for it."""
+    words = line.split() if line[:1].strip() else []
+    return next((word for word in words if not _ASSIGNED.fullmatch(word)), "")
 
 
 # What varies from run to run
@@ -171,6 +194,7 @@ _VARIES: Mapping[str, tuple[str, str]] = {
     "time": (r"\b\d+(?:\.\d+)?(?= ?m?s\b)", r"\d+(?:\.\d+)?"),
     "process": (r"(?<=\bprocess )\d+", r"\d+"),
     "node": (r"(?<=/dev/tap)\d+", r"\d+"),
+    "major": (r"^\d+(?= macvtap$)", r"\d+"),
     "ifindex": (r"^\d+(?=: )", r"\d+"),
     "lines": (r"^[ \t]*…[ \t]*(?:\n|\Z)", r"(?:.*(?:\n|\Z))*?"),
     "any": (r"…", r".*"),

@@ -74,6 +74,13 @@ def test_what_a_page_on_links_shows_is_what_happens(name: str, bare_host: Host, 
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.stem)
+def test_each_block_is_shell_or_plainly_none(path: Path) -> None:
+    of_page = blocks(path.read_text(encoding="utf-8"))
+    doubts = [f"{path.name}:{block.line}: {block.doubt}" for block in of_page if block.doubt]
+    assert doubts == []
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.stem)
 def test_what_is_said_of_blocks_is_said_right_before_one_and_names_tests_that_are_there(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     of_blocks = blocks(text)
@@ -130,6 +137,26 @@ def test_the_shell_blocks_of_a_page_are_found_with_what_is_said_of_them() -> Non
     assert (second.line, second.command, second.fails) == (20, "ip link del x", True)
     assert [call.command for call in listed.calls] == ["guestnet gc"]
     assert comments(PAGE) == 2
+
+
+@pytest.mark.parametrize(
+    ("block", "doubt"),
+    [
+        ("```text\n# dhclient eth1\n```", "# dhclient eth1"),
+        ("```text\nan answer\n\n$ ls\n```", "$ ls"),
+        ("```ini\n[Link]  # of the NIC\n# ip link show\n```", "# ip link show"),
+        ("```yaml\n# the NICs\nnics: [a]\n```", ""),
+        ("    dhclient eth1", "say at its fence"),
+        ("```\nan answer\n```", "say at its fence"),
+        ("```text\nan answer\n```", ""),
+        ("    A=1 B=2 pipx install x", ""),
+        ("```console\n# dhclient eth1\n```", ""),
+    ],
+)
+def test_a_block_that_may_be_shell_and_is_not_run_is_in_doubt(block: str, doubt: str) -> None:
+    [found] = blocks(block)
+    assert doubt in found.doubt
+    assert bool(found.doubt) == bool(doubt)
 
 
 def test_what_would_change_the_machine_is_never_run() -> None:

@@ -36,6 +36,14 @@ def test_every_command_is_shown() -> None:
         assert f"- {int(code)}: {commands.MEANS[code]}" in attach
 
 
+def test_every_command_of_dev_is_explained_to_who_works_on_guestnet() -> None:
+    told = subprocess.run([REPO / "dev", "help"], capture_output=True, text=True, check=True).stdout
+    commands_of_dev = re.findall(r"^  ([a-z-]+)(?= |$)", told, re.MULTILINE)
+    assert {"demo", "setup", "clean"} <= set(commands_of_dev)
+    explained = (REPO / "HACKING.md").read_text(encoding="utf-8")
+    assert [one for one in commands_of_dev if f"\n| `./dev {one}" not in explained and one != "help"] == []
+
+
 def test_what_is_hidden_stays_hidden() -> None:
     program = typer.Typer()
     program.callback()(lambda: None)

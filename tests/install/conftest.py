@@ -51,6 +51,8 @@ def packages() -> Iterator[Packages]:
         directory = Path(made)
         built(REPO, directory)
         [wheel], [sdist] = directory.glob("*.whl"), directory.glob("*.tar.gz")
-        words = [sys.executable, str(REPO / "packaging/deb.py"), str(wheel), str(directory)]
-        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+        man = [sys.executable, "-m", "sphinx", "-q", "-b", "man", "-d", str(directory / "doctrees")]
+        subprocess.run([*man, str(REPO / "docs"), str(directory / "man")], check=True)
+        deb = [sys.executable, str(REPO / "packaging/deb.py"), "--man", str(directory / "man")]
+        done = subprocess.run([*deb, str(wheel), str(directory)], check=True, stdout=subprocess.PIPE, text=True)
         yield Packages(directory=directory, wheel=wheel, sdist=sdist, deb=Path(done.stdout.strip()))

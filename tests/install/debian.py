@@ -6,6 +6,7 @@ apt installs it, with no network, when guestnet's package asks for it.
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestnet.lab import cache
+from guestnet.lab.programs import SYSTEM_PATH
 from guestnet.lab.turn import turn
+from tests.conftest import REPO
 
-HOSTS = (
-    *("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients", "qemu-system-x86"),
-    *("busybox-static", "iproute2", "kmod", "xz-utils", "zstd", "bash-completion", "zsh"),
-)
-"""What a person installs to have guests, the lab's programs, and shells to complete in."""
+_FOR_THE_LAB = re.compile(r"^ {4}apt install --no-install-recommends (.+)$", re.MULTILINE)
+
+[_line] = _FOR_THE_LAB.findall((REPO / "docs/install.md").read_text(encoding="utf-8"))
+HOSTS = (*_line.split(), "bash-completion", "zsh")
+"""What docs/install.md has a person install for the lab, and shells to complete in."""
 
 ASKED_FOR = ("python3", "python3-libvirt", "fish")
 """What guestnet depends on, and a shell that depends on Python: apt has them at hand and not installed."""
@@ -37,6 +40,9 @@ chroot "$1" apt-get clean
 chroot "$1" apt-get -q -y install --no-install-recommends --download-only {asked_for}
 """
 
+_PRIVATE = ("unshare", "--mount", "--propagation=private")
+"""What is mounted on the way is seen by nobody else."""
+
 # nsenter(1) goes to the root of a mount namespace, as the lab does with its hosts: so that is what it has to be.
 # The shell is process 1: with it all ends that was started there, and it takes in what its parents left.
 _START = """
@@ -49,9 +55,9 @@ mount --rbind /dev dev
 mount -t tmpfs tmpfs run
 mkdir run/lock
 mkdir -p old
+ip link set lo up
 pivot_root . old
 umount -l old
-ip link set lo up
 echo up
 sleep infinity &
 wait
@@ -65,13 +71,16 @@ class System:
     pid: int
     root: Path
 
+    def inside(self, *words: str) -> list[str]:
+        """The command line that calls a command there."""
+        home = (f"PATH={SYSTEM_PATH}", "HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
+        own = (f"--target={self.pid}", "--mount", "--net", "--uts", "--pid")
+        return ["nsenter", *own, "--", "env", "-i", *home, *words]
+
     def run(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """What a command says there, and its status."""
-        inside = ["nsenter", f"--target={self.pid}", "--mount", "--net", "--uts", "--pid", "--", *words]
-        home = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-        home |= {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
         return subprocess.run(
-            inside, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout, env=home
+            self.inside(*words), check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout
         )
 
     def must(self, *words: str, timeout: float = 120) -> str:
@@ -83,11 +92,18 @@ class System:
 
 @contextmanager
 def system(directory: Path) -> Iterator[System]:
-    """A system of its own in that empty directory, which is gone with all that runs in it at the end of the block."""
-    kept = archive()
-    own = ("--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--propagation=private")
+    """A system of its own in that empty directory, with what a host of guests has; it is gone after the block."""
+    quietly("tar", "-C", str(directory), "--zstd", "-xf", str(archive()))
+    with running(directory, "--net") as made:
+        yield made
+
+
+@contextmanager
+def running(directory: Path, *more: str) -> Iterator[System]:
+    """The system that is in that directory, with namespaces of its own; with those of unshare(1) that are named beside.
+    At the end of the block it is gone, with all that runs in it."""
+    own = ("--mount", "--uts", "--pid", *more, "--fork", "--kill-child", "--propagation=private")
     words = ("unshare", *own, "sh", "-c", _START, "sh", str(directory))
-    quietly("tar", "-C", str(directory), "--zstd", "-xf", str(kept))
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -121,21 +137,25 @@ def release() -> str:
 
 
 def make(directory: Path, suite: str) -> None:
-    """Make the archive, from where this machine's apt gets its packages."""
+    """Make the archive."""
     root = directory / "root"
+    bootstrap(root, suite)
+    script = _BUILD.format(hosts=" ".join(HOSTS), asked_for=" ".join(ASKED_FOR))
+    quietly(*_PRIVATE, "sh", "-c", script, "sh", str(root))
+    quietly("tar", "-C", str(root), "--zstd", "-cf", str(directory / "root.tar.zst"), ".")
+    quietly("rm", "-rf", "--one-file-system", str(root))
+
+
+def bootstrap(root: Path, suite: str) -> None:
+    """Make the smallest Debian there is, from where this machine's apt gets its packages, and let it do so too."""
     words = ("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", f"Codename: {suite}")
     mirror = quietly(*words).split()[0]
-    private = ("unshare", "--mount", "--propagation=private")  # what is mounted on the way is seen by nobody else
-    quietly(*private, "debootstrap", "--variant=minbase", suite, str(root), mirror)
+    quietly(*_PRIVATE, "debootstrap", "--variant=minbase", suite, str(root), mirror)
     for name in ("sources.list", "sources.list.d", "trusted.gpg.d"):
         quietly("rm", "-rf", str(root / "etc/apt" / name))
         if Path("/etc/apt", name).exists():
             quietly("cp", "-a", f"/etc/apt/{name}", str(root / "etc/apt"))
     quietly("cp", "-a", "/etc/resolv.conf", str(root / "etc"))
-    script = _BUILD.format(hosts=" ".join(HOSTS), asked_for=" ".join(ASKED_FOR))
-    quietly(*private, "sh", "-c", script, "sh", str(root))
-    quietly("tar", "-C", str(root), "--zstd", "-cf", str(directory / "root.tar.zst"), ".")
-    quietly("rm", "-rf", "--one-file-system", str(root))
 
 
 def quietly(*words: str) -> str:

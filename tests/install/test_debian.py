@@ -4,6 +4,8 @@ while a guest runs with a NIC of guestnet's."""
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,10 +14,12 @@ from pathlib import Path
 import pytest
 
 import guestnet
+from docs import commands
 from guestnet.lab import cache
 from guestnet.lab.image import image
 from guestnet.lab.node import LIBVIRT_URI, Node
 from tests.conftest import REPO
+from tests.docs.blocks import blocks
 from tests.install import debian
 from tests.install.conftest import Packages
 from tests.install.debian import System
@@ -25,6 +29,7 @@ pytestmark = [pytest.mark.root, pytest.mark.guest_runs_on]
 HOOK = "/etc/libvirt/hooks/qemu.d/guestnet"
 MAC = "52:54:00:00:f0:0d"
 IFNAME = "gn52540000f00d"
+UNIT = "guestnet-host-shim\\x2dnic0.service"
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +60,43 @@ def test_guestnet_runs_where_nothing_but_the_package_was_installed(clean: System
 
 
 def test_using_it_leaves_no_file_in_the_system_that_is_not_the_packages(clean: System) -> None:
-    clean.must("/usr/lib/guestnet/bin/python", "-c", "import libvirt, libvirt_qemu, libvirtaio, guestnet.attachment")
+    code = "import libvirt, libvirt_qemu, libvirtaio, guestnet.attachment; from guestnet import attach, detach, nic"
+    clean.must("/usr/lib/guestnet/bin/python", "-c", code)
     found = set(clean.must("find", "/usr/lib/guestnet", "-not", "-type", "d").split())
     assert found == {path for path in clean.must("dpkg", "-L", "guestnet").split() if path in found}
 
 
-def test_the_man_pages_are_there_that_were_built(clean: System) -> None:
-    built = {f"/usr/share/man/man1/{page.name}.gz" for page in (REPO / "build/man").glob("*.1")}
+def test_each_command_has_its_man_page(clean: System) -> None:
     found = clean.must("dpkg", "-L", "guestnet").split()
-    assert {path for path in found if path.startswith("/usr/share/man/man1/")} == built
+    pages = {path for path in found if path.startswith("/usr/share/man/man1/")}
+    assert pages == {f"/usr/share/man/man1/{name}.1.gz" for name in commands.titles()}
+
+
+def test_no_package_is_built_without_man_pages(tmp_path: Path) -> None:
+    words = [REPO / "packaging/deb.py", "--man", tmp_path, "guestnet-1-py3.whl", tmp_path]
+    done = subprocess.run([sys.executable, *map(str, words)], check=False, capture_output=True, text=True)
+    assert (done.returncode, f"there are no man pages in {tmp_path}" in done.stderr) == (1, True), done
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_documentation_is_there_and_what_is_copied_from(clean: System) -> None:
+    documents = clean.root / "usr/share/doc/guestnet"
+    pages = {str(path.relative_to(documents)): path for path in documents.rglob("*.md")}
+    shipped = [REPO / "README.md", *(REPO / "docs").rglob("*.md")]
+    assert {str(path.relative_to(REPO)) for path in shipped} <= pages.keys()
+    links = [
+        path.parent / target
+        for path in pages.values()
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    ]
+    assert links
+    assert [path for path in links if not path.is_file()] == []
+    assert (documents / "vagrant/testbed/Vagrantfile").is_file()
+    schemas = {path.name for path in (REPO / "docs/schema").iterdir()}
+    for directory in ("/usr/share/guestnet/schema", "/usr/share/doc/guestnet/docs/schema/"):
+        assert set(clean.must("ls", directory).split()) == schemas
+    systemd = clean.must("ls", "/usr/share/guestnet/templates/systemd").split()
+    assert systemd == ["guestnet-host.service", "guestnet-topology.service"]
 
 
 def test_each_shell_finds_its_completion(clean: System) -> None:
@@ -78,6 +111,19 @@ def test_each_shell_finds_its_completion(clean: System) -> None:
     zsh = "compdef() { : }; compadd() { print -rl -- $said }; . /usr/share/zsh/vendor-completions/_guestnet; "
     zsh += "words=(guestnet xml domain vm\\ 1 --backend ''); CURRENT=6; _guestnet"
     assert clean.must("zsh", "-c", zsh).split() == ["macvtap", "direct"]
+
+
+def test_where_a_person_writes_them_the_shells_find_them_too(clean: System) -> None:
+    page = (REPO / "docs/install.md").read_text(encoding="utf-8")
+    script, rc = (block.text for block in blocks(page) if re.search("guestnet completion|compinit", block.text))
+    clean.must("bash", "-e", "-c", script)
+    bash = ". /usr/share/bash-completion/bash_completion; _completion_loader guestnet; shopt -s extdebug; declare -F "
+    place = "/root/.local/share/bash-completion/completions/guestnet"
+    assert clean.must("bash", "-c", f"{bash} _guestnet").split()[-1] == place
+    zsh = f"{rc}\nautoload +X _guestnet; print -r -- ${{_comps[guestnet]}} ${{functions_source[_guestnet]}}"
+    assert clean.must("zsh", "-c", zsh) == "_guestnet /root/.zfunc/_guestnet\n"
+    fish = "/root/.config/fish/completions/guestnet.fish"
+    clean.must("cmp", fish, "/usr/share/fish/vendor_completions.d/guestnet.fish")
 
 
 @dataclass(frozen=True)
@@ -135,6 +181,8 @@ def test_guest_and_nic_stay_through_an_upgrade_and_the_removal(clean: System, pa
     other.attach("52:54:00:00:f0:0e", "203.0.113.2")
     host.in_guest("n=9; while ! ping -c 1 -W 1 203.0.113.2; do n=$((n-1)); [ $n -gt 0 ] || exit 1; done")
     host.in_guest("ping 203.0.113.2 >/tmp/answers 2>&1 &")
+    host.must("ln", "-s", "/bin/true", "/usr/local/bin/systemctl")  # as where systemd is and does not run
+    host.must("guestnet", "host", "add", "nic0", "--address", "203.0.113.9/32", "--persist")
     begun = time.monotonic()
     before, hook = host.state(), host.must("cat", HOOK)
     assert "\npython='/usr/lib/guestnet/bin/python'\n" in hook
@@ -145,7 +193,9 @@ def test_guest_and_nic_stay_through_an_upgrade_and_the_removal(clean: System, pa
     assert json.loads(host.must("guestnet", "hook", "status", "--json"))["ready"]
     assert host.state() == before
 
-    assert "guests that run keep their NICs" in host.must("dpkg", "--remove", "guestnet")
+    said = host.must("dpkg", "--remove", "guestnet")
+    assert "guests that run keep their NICs" in said
+    assert f"guestnet: {UNIT} fails at boot from now on" in said
     host.refused("guestnet", "--version")
     assert host.must("cat", HOOK) == later
     assert host.state() == before
@@ -162,8 +212,12 @@ def test_guest_and_nic_stay_through_an_upgrade_and_the_removal(clean: System, pa
     assert "n1g1: prepare was passed over, /usr/lib/guestnet/bin/python is gone: run guestnet hook install" in said
     assert f"there is no link {IFNAME}\n" in said
 
-    # purged: the hook goes with it, if nobody changed it
+    # purged: its units go with it, and the hook, if nobody changed it
+    units = "/etc/systemd/system"
+    host.must("sh", "-c", f"sed 1d '{units}/{UNIT}' >{units}/guestnet-mine.service")
     host.must("sh", "-c", f"echo '# mine' >>{HOOK}; dpkg --purge guestnet; tail -n 1 {HOOK} | grep -q mine")
+    left = host.must("find", units, "-name", "guestnet-*").split()
+    assert left == [f"{units}/guestnet-mine.service"]
     host.must("dpkg", "-i", "/root/later.deb")
     host.must("sh", "-c", f"rm {HOOK}; guestnet hook install; test -x {HOOK}; dpkg --purge guestnet; test ! -e {HOOK}")
 

@@ -2,9 +2,15 @@
 
 import hashlib
 import re
+import runpy
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as canonical
+from packaging.version import Version
 
 import guestnet
 from tests.conftest import REPO
@@ -15,6 +21,27 @@ def test_the_changelog_begins_with_this_version() -> None:
     found = re.search(r"^## (\S+)", (REPO / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     assert found[1] == guestnet.__version__
+
+
+def test_the_pages_name_this_version() -> None:
+    for name in ("README.md", "docs/install.md", "docs/start.md"):
+        found = re.findall(r"guestnet[ _-](\d+(?:\.\d+)+)", (REPO / name).read_text(encoding="utf-8"))
+        assert set(found) == {guestnet.__version__}, name
+
+
+def test_the_page_on_installing_has_what_the_debian_package_brings() -> None:
+    deb = runpy.run_path(str(REPO / "packaging/deb.py"))
+    page = (REPO / "docs/install.md").read_text(encoding="utf-8")
+    _, _, below = page.partition("| bundled | in Debian 12 | why |\n|---|---|---|\n")
+    rows = re.findall(r"^\| ([\w.]+)(?:,? ([\d.]+)?.*?)? \|", below.partition("\n\n")[0], re.MULTILINE)
+    bundled = {canonical(one.name): Version(one.version) for one in deb["closure"]("guestnet")}
+    needed = [Requirement(line) for line in requires("guestnet") or ()]
+    asked_for = {canonical(one.name) for one in needed if one.marker is None} - deb["FROM_DEBIAN"].keys()
+    assert {canonical(name) for name, _ in rows} == asked_for
+    for name, least in rows:
+        assert bundled[canonical(name)] >= Version(least or "0"), name
+    for package in deb["FROM_DEBIAN"].values():
+        assert f"`{package}`" in page
 
 
 def test_the_sdist_has_the_tree_and_makes_the_same_wheel(packages: Packages, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
     python -m tests.libvirt.crash steps GUEST PARENT
     python -m tests.libvirt.crash moments GUEST PARENT COUNT SEED
 
-"steps" kills an attach and a detach before, in and after each of their steps, "moments" at random times. After each
-kill either the same command is given again, or gc and repair. Prints one JSON object a line: what was killed where, how
-the guest's NICs, the links of ours and all other links are then. Everything is done in forked children.
+"steps" kills an attach and a detach before, in and after each of their steps, and an attach for good around and within
+the one step that it has more, the installation of libvirt's hook; "moments" kills at random times. After each kill
+either the same command is given again, or gc and repair. Prints one JSON object a line: what was killed where, how the
+guest's NICs, the links of ours and all other links are then. Everything is done in forked children.
 """
 
+import itertools
 import json
 import os
 import random
@@ -18,16 +20,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from guestnet import attachment, gc, inventory, repair
+from guestnet import attachment, gc, inventory, launcher, repair
 from guestnet.errors import GuestnetError
 from guestnet.guest.domain import Domain
 from guestnet.kernel import tap
 from guestnet.kernel.link import Links
 from guestnet.model import Request
+from guestnet.plan.steps import InstallHook, Step
 from tests.libvirt.fault import Fault
 
 URI = "qemu:///system"
 PATIENCE = 60.0  # seconds any child gets
+
+PHASES = {
+    "attach": ("begin", "inside", "end"),
+    "detach": ("begin", "inside", "end"),
+    # the file is written; libvirt has looked for it and what it was asked with is still there
+    "attach for good": ("begin", "_put", "_ask", "end"),
+}
+"""Where each verb is killed at a step: before and after it, and right after an effect within it."""
 
 Work = Callable[[], Any]
 
@@ -65,9 +76,9 @@ def in_a_child(work: Work, *, kill_after: float | None = None) -> Any:
 
 
 def verb(word: str, guest: str, parent: str, watch: Any = None) -> Any:
-    """An attach, or a detach of all; what it says."""
-    options = attachment.Options(uri=URI, watch=watch)
-    if word == "attach":
+    """An attach, for good with libvirt's hook, or a detach of all; what it says."""
+    options = attachment.Options(uri=URI, watch=watch, hook=word == "attach for good")
+    if word.startswith("attach"):
         done = attachment.attach(guest, (Request(parent=parent),), options)
     else:
         done = attachment.detach(guest, (), options, everything=True)
@@ -100,8 +111,18 @@ def seen(guest: str) -> Any:
 
 
 def kill_at(word: str, guest: str, parent: str, phase: str, number: int) -> Any:
-    """The verb, which kills itself at that boundary."""
-    fault = Fault(phase, number, lambda _what: os.kill(os.getpid(), signal.SIGKILL))
+    """The verb, which kills itself at that boundary: of an attach for good at one of the hook's installation."""
+    inside = phase not in ("begin", "end")
+    fault = Fault("inside" if inside else phase, number, lambda _what: os.kill(os.getpid(), signal.SIGKILL))
+    if word == "attach for good":
+        if inside:
+            fault.into(launcher, phase)
+
+        def watch(when: str, step: Step) -> None:
+            if isinstance(step, InstallHook):
+                fault.watch(when, step)
+
+        return verb(word, guest, parent, watch)
     fault.into(Links, "add", "_change", "delete")
     fault.into(Domain, "attach", "set_metadata", "unplug", "detach_config")
     fault.into(tap, "make_node", "device_of")
@@ -125,10 +146,21 @@ def after(guest: str, word: str, parent: str, *, again: bool) -> dict[str, Any]:
                 break
     if again:
         told["seen"] = in_a_child(lambda: seen(guest))
+    if word == "attach for good":
+        told["hook"] = in_a_child(hook)
     told["detach"] = in_a_child(lambda: verb("detach", guest, parent))
     told["gc at last"] = in_a_child(collect)
     told["at last"] = in_a_child(lambda: seen(guest))
+    if word == "attach for good":
+        in_a_child(launcher.uninstall)
+        told["hook at last"] = in_a_child(hook)
     return told
+
+
+def hook() -> Any:
+    """Whether libvirt's hook does its work, and every file that libvirt would call."""
+    files = [str(path) for path in launcher.DIRECTORY.rglob("*") if path.is_file()]
+    return {"ready": launcher.status().ready, "files": sorted(files)}
 
 
 def tell(**what: Any) -> None:
@@ -138,20 +170,17 @@ def tell(**what: Any) -> None:
 
 def steps(guest: str, parent: str) -> None:
     """Kill at every boundary."""
-    for word in ("attach", "detach"):
+    for word, phases in PHASES.items():
         for again in (True, False):
-            number, phase = 0, "begin"
-            while True:
+            for number, phase in ((number, phase) for number in itertools.count() for phase in phases):
                 if word == "detach":
                     in_a_child(lambda: verb("attach", guest, parent))
                 told = in_a_child(lambda: kill_at(word, guest, parent, phase, number))  # noqa: B023
                 if "killed" not in told and phase == "begin":  # there is no such step
                     in_a_child(lambda: verb("detach", guest, parent))
+                    in_a_child(launcher.uninstall)
                     break
                 tell(verb=word, phase=phase, number=number, told=told, **after(guest, word, parent, again=again))
-                number, phase = {"begin": (number, "inside"), "inside": (number, "end"), "end": (number + 1, "begin")}[
-                    phase
-                ]
 
 
 def moments(guest: str, parent: str, count: int, seed: int) -> None:

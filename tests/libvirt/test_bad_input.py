@@ -104,13 +104,17 @@ def test_bad_input_is_refused_and_changes_nothing(
     assert crowded.state() == before
 
 
-def test_without_8021q_a_vlan_is_refused_and_nothing_changes(n1: Host) -> None:
+@pytest.mark.kernel_without("8021q")
+@pytest.mark.parametrize("backend", ["macvtap", "direct"])
+def test_without_8021q_a_vlan_is_refused_and_nothing_changes(n1: Host, backend: str) -> None:
     before = n1.state()
-    done = n1.guestnet("attach", "n1g1", "--parent", "nic0.11")
-    if done.code == 0:
-        pytest.skip("this kernel has 802.1Q")
+    words = ("attach", "n1g1", "--parent", "nic0.11", "--backend", backend)
+    done = n1.guestnet(*words)
     assert (done.code, n1.state()) == (1, before)
-    assert done.err.startswith("guestnet: this kernel has no 802.1Q VLAN support (CONFIG_VLAN_8021Q)\nhint: ")
+    error = "this kernel has no 802.1Q VLAN support (CONFIG_VLAN_8021Q)"
+    assert done.err.startswith(f"guestnet: {error}\nhint: install a kernel that has the module 8021q")
+    told = n1.guestnet(*words, "--json")
+    assert (told.code, told.json["error"]["message"]) == (1, error)
 
 
 def test_a_guest_without_a_free_root_port_is_told_so(n1: Host, bare_domain: Callable[..., str]) -> None:

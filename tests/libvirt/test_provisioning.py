@@ -1,9 +1,11 @@
 """The recipes of docs/provisioning.md and the example of docs/python.md, as they stand there."""
 
 import json
+import os
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,8 +56,40 @@ def made_guests(n1: Host) -> Iterator[tuple[str, ...]]:
     n1.guestnet("hook", "uninstall", check=True)
 
 
+Rendered = Callable[..., str]
+
+
+@pytest.fixture
+def rendered(tmp_path: Path) -> Rendered:
+    """``rendered(file, kind, mac)``: what Debian's cloud-init, unpacked here and not installed, makes of a
+    network-config on a guest whose network is of that kind, all its files in one text."""
+    packages = tmp_path / "packages"
+    (packages / "partial").mkdir(parents=True)
+    words = ["-q", "-y", "--no-install-recommends", "--download-only", "install", "cloud-init"]
+    options = ("Debug::NoLocking=1", "APT::Sandbox::User=root", f"Dir::Cache::archives={packages}")
+    got = subprocess.run(
+        ["apt-get", *(word for option in options for word in ("-o", option)), *words],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if got.returncode != 0:
+        pytest.skip(f"apt cannot get cloud-init: {got.stderr}")
+    for package in packages.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", package, tmp_path / "cloud-init"], check=True, timeout=60)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "cloud-init/usr/lib/python3/dist-packages")}
+
+    def render(file: Path, kind: str, mac: str) -> str:
+        made = tmp_path / kind
+        made.mkdir()
+        convert = ["/usr/bin/python3", "-m", "cloudinit.cmd.main", "devel", "net-convert", "--distro", "debian"]
+        words = ["-p", str(file), "-k", "yaml", "-d", str(made), "-m", f"lan0,{mac}", "-O", kind]
+        subprocess.run([*convert, *words], check=True, capture_output=True, timeout=60, env=environment)
+        return "\n".join(path.read_text(encoding="utf-8") for path in sorted(made.rglob("*")) if path.is_file())
+
+    return render
+
+
 def test_a_guest_of_virt_install_starts_on_the_nic_that_cloud_init_was_told_of(
-    n1: Host, made_guests: tuple[str, ...], tmp_path: Path
+    n1: Host, made_guests: tuple[str, ...], tmp_path: Path, rendered: Rendered
 ) -> None:
     for name in made_guests:
         run(n1, tmp_path, "qemu-img", "create", "-q", "-f", "qcow2", f"{name}.qcow2", "1G")
@@ -68,15 +102,22 @@ def test_a_guest_of_virt_install_starts_on_the_nic_that_cloud_init_was_told_of(
 
     netplan = tmp_path / "etc" / "netplan"
     netplan.mkdir(parents=True)
-    (netplan / "50-cloud-init.yaml").write_text((tmp_path / "network-config").read_text(encoding="utf-8"))
+    told, mac = tmp_path / "network-config", str(nic["mac"])
+    (netplan / "50-cloud-init.yaml").write_text(rendered(told, "netplan", mac), encoding="utf-8")
     run(n1, tmp_path, NETPLAN, "generate", "--root-dir", str(tmp_path))
     [network] = (tmp_path / "run" / "systemd" / "network").glob("*.network")
     said = network.read_text(encoding="utf-8").splitlines()
-    assert {f"PermanentMACAddress={nic['mac']}", "Address=192.0.2.50/24", "Address=2001:db8::50/64"} <= set(said)
+    assert {f"PermanentMACAddress={mac}", "Address=192.0.2.50/24", "Address=2001:db8::50/64"} <= set(said)
+    said = rendered(told, "networkd", mac).splitlines()
+    assert {f"MACAddress={mac}", "Address=192.0.2.50/24", "Address=2001:db8::50/64", "Gateway=192.0.2.1"} <= set(said)
+    said = [line.strip() for line in rendered(told, "eni", mac).splitlines()]
+    assert {"address 192.0.2.50/24", "address 2001:db8::50/64"} <= set(said)
+    assert any(f'ATTR{{address}}=="{mac}", NAME="lan0"' in line for line in said)
 
     shell(n1, tmp_path, direct)
     nic = nic_of(n1, "db")
     assert (nic["backend"], nic["parent"], nic["mode"]) == ("direct", "nic0", "bridge")
+    assert (nic["state"], nic["live"], nic["config"]) == ("running", True, True)
 
 
 def test_a_guest_on_a_pool_of_libvirts_is_on_the_wire(n1: Host, n2: Host, tmp_path: Path) -> None:

@@ -115,6 +115,22 @@ class Host(Namespace):
         device = tap.device(name, namespace=self.fd)
         return [holder.pid for holder in tap.holders(device).get(device.rdev, ())]
 
+    def watchers(self) -> list[int]:
+        """The processes that watch over macvtaps of this namespace."""
+        return watchers_in(self.fd)
+
+
+def watchers_in(namespace: int) -> list[int]:
+    """The processes that watch over macvtaps of the namespace of that fd."""
+    mine, found = os.fstat(namespace).st_ino, []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and b"guestnet.watcher" in (entry / "cmdline").read_bytes().split(b"\0"):
+                found += [int(entry.name)] if os.stat(entry / "ns/net").st_ino == mine else []
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
 
 def listens(path: Path) -> bool:
     """Whether somebody listens at a unix socket: for a moment it is bound and nobody does."""
@@ -147,9 +163,11 @@ def guest_image() -> Image:
 
 
 @pytest.fixture
-def host(namespace: Callable[[], Namespace]) -> Host:
-    """A namespace with two cables."""
-    return wired(namespace())
+def host(namespace: Callable[[], Namespace]) -> Iterator[Host]:
+    """A namespace with two cables; what has ended in it has been cleaned up after."""
+    made = wired(namespace())
+    yield made
+    until(lambda: not made.watchers())
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +208,23 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
         except subprocess.TimeoutExpired:
             one.kill()
             one.communicate(timeout=10)
+
+
+@pytest.fixture
+def qemu(host: Host, tmp_path: Path, processes: list[subprocess.Popen[str]]) -> Callable[..., Path]:
+    """Starts a QEMU that runs its firmware; gives its QMP socket."""
+
+    def start(*words: str, machine: str = "q35", at: Path | None = None) -> Path:
+        path = at or tmp_path / "qmp"
+        listen = ("-qmp", f"unix:{path},server=on,wait=off") if at is None else ()
+        processes.append(host.start(*bare(*listen, *words, machine=machine)))
+        until(lambda: listens(path))
+        return path
+
+    return start
+
+
+def bare(*words: str, machine: str = "q35") -> tuple[str, ...]:
+    """The command line of such a QEMU."""
+    base = ("-nodefaults", "-display", "none", "-accel", "tcg", "-m", "16", "-machine", machine)
+    return ("qemu-system-x86_64", *base, *words)

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,9 @@ import pytest
 from guestnet.guest.qmp import Monitor, RefusedError
 from guestnet.kernel import lock, tap
 from guestnet.lab.image import COMMAND_LINE, Image
-from guestnet.model import Owner
+from guestnet.model import Mac, Mode, Owner
 from tests.conftest import REPO, as_user
-from tests.qemu.conftest import GUESTNET, Bare, Host, listens, until
+from tests.qemu.conftest import GUESTNET, Bare, Host, bare, until
 
 pytestmark = pytest.mark.root
 
@@ -30,17 +30,16 @@ OWN = "52:54:00:00:e3:03"
 HELPER = shlex.join([*GUESTNET, "qemu", "helper"])
 
 
-def netdev(helper: str = f"{HELPER} --parent nic0", name: str = "n0") -> str:
-    """The -netdev option of a helper."""
-    return f"tap,id={name},helper={helper}"
+def nic(mac: str, name: str = "n0", helper: str = f"{HELPER} --parent nic0") -> tuple[str, ...]:
+    """QEMU's options for a NIC whose tap a helper makes."""
+    return ("-netdev", f"tap,id={name},helper={helper}", "-device", f"virtio-net-pci,netdev={name},mac={mac}")
 
 
 @pytest.fixture(scope="module")
 def guest(shared_host: Host, guest_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
     """A guest that was started with a NIC whose tap a helper made."""
     made = Bare.at(tmp_path_factory.mktemp("bare"), guest_image)
-    device = ("-netdev", netdev(), "-device", f"virtio-net-pci,netdev=n0,mac={MAC},bus=pcie.0")
-    with shared_host.start(*made.words, *device) as qemu:
+    with shared_host.start(*made.words, *nic(MAC)) as qemu:
         try:
             made.booted(qemu)
             yield made
@@ -116,25 +115,116 @@ def test_a_macvtap_that_is_deleted_under_its_guest_ends_its_watcher(shared_host:
         qemu.execute("netdev_del", id="n1")
 
 
-# A libvirt of an ordinary user
+# Several NICs
 
 
-WRAPPER = """
-#define _GNU_SOURCE
-#include <stdlib.h>
-#include <unistd.h>
+def test_nics_whose_helpers_have_the_same_words_get_a_macvtap_each_and_a_rival_gets_none(
+    host: Host, processes: list[subprocess.Popen[str]]
+) -> None:
+    qemu = host.start(*bare("-S", *nic(OWN, "n0"), *nic(LEARNED, "n1")))
+    processes.append(qemu)
+    until(lambda: is_open(host, OWN, qemu) and is_open(host, LEARNED, qemu))
+    both = set(host.ours())
+    host.guestnet("macvtap", "add", "mt0", "--parent", "nic1", "--mac", MAC, check=True)
+    for mac, taken in ((LEARNED, Mac(LEARNED).ifname), (MAC, "mt0")):
+        rival = host.start(*bare("-S", *nic(mac)))
+        processes.append(rival)
+        _, err = rival.communicate(timeout=30)
+        assert (rival.returncode, f"{mac} is the MAC of {taken} already" in err) == (1, True), err
+    assert set(host.ours()) == both
+    qemu.kill()
+    until(lambda: not host.ours())
 
-int main(int count, char **words)
-{
-    static char *line[64] = { HELPER };
-    int end = 0;
-    while (line[end]) end++;
-    for (int i = 1; i < count && end < 63; i++) line[end++] = words[i];
-    if (setresgid(0, 0, 0) || setresuid(0, 0, 0) || setenv("PYTHONPATH", REPO, 1)) return 1;
-    execv(line[0], line);
-    return 1;
-}
-"""
+
+# An ordinary user
+
+
+PAGE = (REPO / "docs/qemu.md").read_text(encoding="utf-8")
+RULES = "\n".join(re.findall(r"^ *((?:Defaults!|%kvm ).*)$", PAGE, re.MULTILINE)) + "\n"
+(HELPER_BY_SUDO,) = re.findall(r"helper=(sudo [^']*)'", PAGE)
+(SCRIPT,) = re.findall(r"^```sh\n(#!/bin/sh\nexec sudo .*\n)```", PAGE, re.MULTILINE)
+USER = ("setpriv", "--reuid=65534", "--regid=65534", "--groups=65534", "--")
+WITH_RULES = 'mount --bind "$0" /etc/sudoers && exec "$@"'
+"""For a shell in a mount namespace of its own: the machine's own rules have no say."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An ordinary user for whom root has set up what docs/qemu.md says, with names of this machine."""
+
+    own: Path
+
+    def named(self, text: str, *, parent: str = "nic0") -> str:
+        """The words of the page as they are here."""
+        text = text.replace("/usr/bin/guestnet", str(self.own / "guestnet")).replace("%kvm", "%nogroup")
+        return text.replace(r"ens3\.11", parent).replace("ens3.11", parent) if parent else text
+
+    def words(self, *command: str, rules: str = "sudoers") -> list[str]:
+        """The command line with which the user runs a command."""
+        return ["unshare", "--mount", "sh", "-c", WITH_RULES, str(self.own / rules), *USER, *command]
+
+
+@pytest.fixture
+def member() -> Iterator[Member]:
+    """The user, with a directory that every user may go into: pytest closes those above tmp_path."""
+    with tempfile.TemporaryDirectory() as made:
+        user = Member(Path(made))
+        files = {
+            "guestnet": (0o755, f'#!/bin/sh\nPYTHONPATH={REPO} exec {shlex.join(GUESTNET)} "$@"\n'),
+            "helper": (0o755, user.named(SCRIPT)),
+            "sudoers": (0o440, "Defaults use_pty\n" + user.named(RULES)),  # as Debian has it
+            "sudoers-of-the-page": (0o440, user.named(RULES, parent="")),
+        }
+        for name, (mode, text) in files.items():
+            (user.own / name).write_text(text, encoding="utf-8")
+            (user.own / name).chmod(mode)
+        user.own.chmod(0o755)
+        yield user
+
+
+ASKED = (  # by QEMU 7.2 (net_bridge_run_helper), and by libvirt 9.0 for a model with a header and one without
+    "qemu helper --parent ens3.11 --use-vnet --fd=24 --br=br0",
+    "qemu helper --use-vnet --br=ens3.11 --fd=24",
+    "qemu helper --br=ens3.11 --fd=24",
+)
+TRY = 'while read -r line; do sudo -n -l "$0" $line >/dev/null 2>&1 && printf "%s\n" "$line"; done'
+
+
+def test_the_rules_for_sudo_let_in_the_words_of_qemu_and_of_libvirt_and_no_other(member: Member) -> None:
+    more = ("--parent ens4", "--parent=ens4", "--mode passthru", "--vlan 12", "*")
+    words = [line.split() for line in ASKED]
+    lines = {" ".join((*line[:at], one, *line[at:])) for line in words for at in range(len(line) + 1) for one in more}
+    lines |= {line.replace("ens3.11", other) for line in ASKED for other in ("ens4", "ens3", "ens3x11", "ens3.112")}
+    lines |= {line.replace("=24", other) for line in ASKED for other in ("=", "=x", "=2 4", "=24 --mode=vepa", " 24")}
+    lines |= {line.replace("helper", other) for line in ASKED for other in ("run", "args", "")} | {"", "qemu"}
+    command = member.words("sh", "-c", TRY, str(member.own / "guestnet"), rules="sudoers-of-the-page")
+    done = subprocess.run(
+        command, input="\n".join((*ASKED, *sorted(lines))), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout.splitlines(), done.stderr) == ([*ASKED], "")
+
+
+def test_a_qemu_of_an_ordinary_user_gets_its_tap_by_sudo(
+    host: Host, member: Member, processes: list[subprocess.Popen[str]]
+) -> None:
+    by_sudo = member.named(HELPER_BY_SUDO)
+    qemu = host.start(*member.words(*bare("-S", *nic(OWN, helper=by_sudo))))
+    processes.append(qemu)
+    until(lambda: is_open(host, OWN, qemu))
+    more = host.start(*member.words(*bare("-S", *nic(LEARNED, helper=f"{by_sudo} --mode passthru"))))
+    processes.append(more)
+    assert "a password is required" in more.communicate(timeout=30)[1]
+    assert [(link.mac, link.mode) for link in host.ours().values()] == [(OWN, Mode.BRIDGE)]
+    qemu.kill()
+    until(lambda: not host.ours())
+
+
+def is_open(host: Host, mac: str, qemu: subprocess.Popen[str]) -> bool:
+    """Whether that QEMU has the macvtap of that MAC open, and nobody else."""
+    assert qemu.poll() is None, qemu.communicate()
+    names = [link.name for link in host.ours().values() if link.mac == mac]
+    return bool(names) and host.holders(names[0]) == [qemu.pid]
+
 
 DOMAIN = """
 <domain type='qemu'>
@@ -158,43 +248,26 @@ DOMAIN = """
 """
 
 
-@pytest.fixture
-def own() -> Iterator[Path]:
-    """A directory that every user may go into: pytest closes those above tmp_path whenever it starts."""
-    with tempfile.TemporaryDirectory() as made:
-        Path(made).chmod(0o755)
-        yield Path(made)
-
-
 @pytest.mark.guest
 def test_a_guest_of_an_ordinary_users_libvirt_answers(
-    host: Host, guest_image: Image, own: Path, processes: list[subprocess.Popen[str]]
+    host: Host, guest_image: Image, member: Member, processes: list[subprocess.Popen[str]]
 ) -> None:
-    """The bridge's name is the parent; what a setuid program does here, a rule for sudo does elsewhere."""
-    if shutil.which("gcc") is None:
-        pytest.fail("gcc is needed to make a setuid program")
-    words = ", ".join(f'"{word}"' for word in shlex.split(HELPER))
-    helper = own / "helper"
-    compile_it = ["gcc", "-x", "c", "-", "-o", str(helper), f"-DHELPER={words}", f'-DREPO="{REPO}"']
-    subprocess.run(compile_it, input=WRAPPER, text=True, check=True, timeout=60)
-    helper.chmod(0o4755)
+    own = member.own
     places = {f"XDG_{name}": own / name.lower() for name in ("RUNTIME_DIR", "CONFIG_HOME", "CACHE_HOME", "DATA_HOME")}
     guest = Bare.at(own / "guest", guest_image, name="s1")
     for place in (*places.values(), own / "config_home/libvirt", *guest.own.rglob("*"), guest.own):
         place.mkdir(exist_ok=True)
         os.chown(place, 65534, 65534)
-    (own / "config_home/libvirt/qemu.conf").write_text(f'bridge_helper = "{helper}"\n', encoding="utf-8")
+    (own / "config_home/libvirt/qemu.conf").write_text(f'bridge_helper = "{own}/helper"\n', encoding="utf-8")
     os.chown(own / "config_home/libvirt", 65534, 65534)
     environment = {name: str(place) for name, place in places.items()} | {"HOME": str(own)}
-    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
-
-    daemon = host.start(*user, "libvirtd", env=environment, stderr=subprocess.DEVNULL)
+    daemon = host.start(*member.words("libvirtd"), env=environment, stderr=subprocess.DEVNULL)
     processes.append(daemon)
     sockets = own / "runtime_dir/libvirt/libvirt-sock"
     until(sockets.exists)
 
     def virsh(*words: str) -> None:
-        line = (*user, "virsh", "-q", "-c", "qemu:///session", *words)
+        line = (*USER, "virsh", "-q", "-c", "qemu:///session", *words)
         with host.start(*line, env=environment) as process:
             _, err = process.communicate(timeout=90)
         assert process.returncode == 0, err
@@ -254,6 +327,28 @@ def test_what_is_sent_is_one_tap_with_a_header_and_the_bridge_is_the_parent(host
     os.close(fd)
     until(lambda: not host.ours())
     until(lambda: not watchers(name))
+
+
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        (("--mac", OWN, "--mode", "vepa"), (OWN, Mode.VEPA, 1500)),
+        (("--mode", "passthru"), ("52:54:00:aa:00:01", Mode.PASSTHRU, 1500)),
+        (("--mac", OWN, "--mtu", "1400"), (OWN, Mode.BRIDGE, 1400)),
+    ],
+)
+def test_the_helpers_own_words_say_what_is_made(
+    words: tuple[str, ...], made: tuple[str, Mode, int], host: Host, ask: Ask
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ask(*words, fd=theirs.fileno())
+        _, (fd,), _, _ = socket.recv_fds(ours, 1, 4)
+    (link,) = host.ours().values()
+    assert (link.mac, link.mode, link.mtu) == made
+    assert tap.identity(fd)[:2] == (link.name, link.mac)
+    os.close(fd)
+    until(lambda: not host.ours())
 
 
 def is_tap(pid: int, fd: str) -> bool:
@@ -318,14 +413,20 @@ def test_a_helper_that_is_killed_while_it_waits_leaves_nothing(host: Host, ask: 
     assert not host.ours()
 
 
-def test_qemu_is_told_when_the_helper_fails(host: Host, tmp_path: Path, processes: list[subprocess.Popen[str]]) -> None:
-    path = tmp_path / "qmp"
-    listen = ("-qmp", f"unix:{path},server=on,wait=off")
-    processes.append(host.start("qemu-system-x86_64", "-machine", "none", "-display", "none", *listen))
-    until(lambda: listens(path))
-    with Monitor(str(path)) as qemu, pytest.raises(RefusedError, match="helper failed"):
-        qemu.execute("netdev_add", type="tap", id="n0", helper=f"{HELPER} --parent nic7")
+def test_qemu_is_told_when_the_helper_fails(host: Host, qemu: Callable[..., Path]) -> None:
+    with Monitor(str(qemu())) as monitor, pytest.raises(RefusedError, match="helper failed"):
+        monitor.execute("netdev_add", type="tap", id="n0", helper=f"{HELPER} --parent nic7")
     assert not host.ours()
+
+
+def test_a_qemu_that_may_open_no_more_files_leaves_no_link(
+    host: Host, qemu: Callable[..., Path], processes: list[subprocess.Popen[str]]
+) -> None:
+    path = qemu()
+    full = f"prlimit --pid {processes[0].pid} --nofile=3 && {HELPER} --parent nic0 --mac {OWN}"
+    with Monitor(str(path)) as monitor, pytest.raises(RefusedError, match="TUNGETIFF"):  # of an fd that is none
+        monitor.execute("netdev_add", type="tap", id="n0", helper=full)
+    until(lambda: not host.ours())
 
 
 @pytest.mark.parametrize(

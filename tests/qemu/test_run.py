@@ -17,7 +17,7 @@ import pytest
 
 from guestnet.kernel import tap
 from guestnet.lab.image import Image
-from guestnet.model import GROUP
+from guestnet.model import GROUP, HOST_ALIAS, Mac
 from guestnet.qemu.run import Passed, filled
 from tests.conftest import REPO, Namespace, as_user
 from tests.qemu.conftest import GUESTNET, Bare, Host, until, wired
@@ -54,13 +54,16 @@ def test_four_queues_on_two_parents_beside_a_link_of_the_same_ifindex_outlive_a_
     namespace: Callable[[], Namespace], guest_image: Image, tmp_path: Path, processes: Started
 ) -> None:
     rival, host = wired(namespace()), wired(namespace())
-    rival.ip("link add link nic0 name mt0 type macvtap mode bridge")
+    index = max(link.index for link in host.links.all()) + 1  # what the next one gets there
+    rival.ip(f"link add link nic0 name mt0 index {index} type macvtap mode bridge")  # and has the node
     guest = Bare.at(tmp_path, guest_image, cpus=4)
     words = ("qemu", "run", "--parent", "nic0", "--mac", MAC, "--parent", "nic1", "--mac", OTHER, "--queues", "4")
     run = host.start(*GUESTNET, *words, "--", *guest.words)
     processes.append(run)
     guest.booted(run)
-    assert tap.device("mt0", namespace=rival.fd).node() is tap.Node.RIGHT
+    assert os.path.exists(tap.device("mt0", namespace=rival.fd).path)
+    # the first one was given that number too, and was made again under one whose node is free
+    assert max(link.index for link in host.ours().values()) >= 1 << 24
     for mac, nic in ((MAC, "nic0"), (OTHER, "nic1")):
         name = guest.wait_nic(mac)
         assert guest.run(f"ls -d /sys/class/net/{name}/queues/rx-* | wc -l")[1].strip() == "4"
@@ -81,16 +84,19 @@ def test_four_queues_on_two_parents_beside_a_link_of_the_same_ifindex_outlive_a_
 
 @pytest.mark.guest
 def test_a_guest_answers_on_the_fds_that_exec_passes(
-    host: Host, guest_image: Image, tmp_path: Path, processes: Started
+    two: Host, guest_image: Image, tmp_path: Path, processes: Started
 ) -> None:
-    host.guestnet("macvtap", "add", "mt0", "--parent", "nic0", "--mac", MAC, check=True)
+    """Four queues of one macvtap, and after them, by a second exec that was passed them, one of another."""
     guest = Bare.at(tmp_path, guest_image, cpus=4)
     nic = ("-netdev", "tap,id=n0,fds={fds}", "-device", "virtio-net-pci,netdev=n0,mac={mac},mq=on,vectors=10")
-    qemu = host.start(*GUESTNET, "exec", "mt0", "--queues", "4", "--", *guest.words, *nic)
+    other = ("-netdev", "tap,id=n1,fd=7", "-device", f"virtio-net-pci,netdev=n1,mac={OTHER}")
+    both = (*GUESTNET, "exec", "mt0", "--queues", "4", "--", *GUESTNET, "exec", "mt1", "--")
+    qemu = two.start(*both, *guest.words, *nic, *other)
     processes.append(qemu)
     guest.booted(qemu)
-    guest.answers(MAC, "nic0", host)
-    assert host.holders("mt0") == [qemu.pid]
+    guest.answers(MAC, "nic0", two)
+    guest.answers(OTHER, "nic1", two)
+    assert two.holders("mt0") == two.holders("mt1") == [qemu.pid]
 
 
 @pytest.mark.guest
@@ -99,18 +105,21 @@ def test_a_guest_answers_on_what_args_gives_a_shell(
     shell: str, queues: str, host: Host, guest_image: Image, tmp_path: Path, processes: Started
 ) -> None:
     guest = Bare.at(tmp_path, guest_image, cpus=int(queues))
-    args = shlex.join([*GUESTNET, "qemu", "args", "--parent", "nic0", "--mac", MAC, "--queues", queues])
-    script = f'eval "exec $1 $({args})"'
+    nics = {MAC: "nic0"} if queues == "4" else {MAC: "nic0", OTHER: "nic1"}
+    words = [word for mac, nic in nics.items() for word in ("--parent", nic, "--mac", mac)]
+    args = ("qemu", "args", *words, "--queues", queues)
+    script = f'nic=$({shlex.join([*GUESTNET, *args])}) && eval "exec $1 $nic"'
     qemu = host.start(shell, "-c", script, shell, shlex.join(guest.words))
     processes.append(qemu)
     guest.booted(qemu)
-    guest.answers(MAC, "nic0", host)
-    again = host.guestnet("qemu", "args", "--parent", "nic0", "--mac", MAC, "--queues", queues)
+    for mac, nic in nics.items():
+        guest.answers(mac, nic, host)
+    again = host.guestnet(*args)
     assert again.code == 5
     assert "has it open" in again.err
     qemu.kill()
     qemu.wait(30)
-    said = host.guestnet("qemu", "args", "--parent", "nic0", "--mac", MAC, "--queues", queues, "--json", check=True)
+    said = host.guestnet(*args, "--json", check=True)
     assert said.json["steps"] == []
     assert host.guestnet(*shlex.split(said.json["delete"])[1:]).code == 0
     assert not [link for link in host.links.all() if link.kind == "macvtap"]
@@ -393,8 +402,9 @@ def test_more_queues_than_files_may_be_open_are_refused_before_anything_is_made(
     assert host.ours() == {}
 
 
-def test_an_ordinary_user_is_told_what_an_administrator_can_do(host: Host) -> None:
-    with host.start(*as_user(65534), *GUESTNET, *RUN, "--", "true") as process:
+@pytest.mark.parametrize("words", [(*RUN, "--", "true"), ("qemu", "args", *RUN[2:])])
+def test_an_ordinary_user_is_told_what_an_administrator_can_do(words: tuple[str, ...], host: Host) -> None:
+    with host.start(*as_user(65534), *GUESTNET, *words) as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 4
     assert "needs root" in err
@@ -475,6 +485,24 @@ def test_the_forms_for_other_vmms_in_the_documentation_say_what_these_take() -> 
     }
 
 
+def test_of_two_macvtaps_with_one_number_exec_opens_the_one_it_is_told_and_args_refuses(
+    namespace: Callable[[], Namespace],
+) -> None:
+    rival, host = wired(namespace()), wired(namespace())
+    name = Mac(MAC).ifname
+    for one, mac in ((rival, OTHER), (host, MAC)):
+        one.ip(f"link add link nic0 name {name} index 471147 address {mac} group {GROUP} type macvtap mode bridge")
+        one.ip(f"link set {name} up alias {HOST_ALIAS}")
+    devices = [tap.device(name, namespace=one.fd) for one in (rival, host)]
+    assert [(one.path, one.node()) for one in devices] == [
+        ("/dev/tap471147", tap.Node.RIGHT),
+        ("/dev/tap471147", tap.Node.FOREIGN),
+    ]
+    done = host.guestnet("exec", name, "--", sys.executable, "-c", IDENTITY, ",fd={fd}", check=True)
+    assert json.loads(done.out)[1] == MAC
+    assert "/dev/tap471147 is not the node of" in refused(host, 5, "qemu", "args", *RUN[2:])
+
+
 def test_exec_puts_its_fds_after_those_it_was_passed(two: Host, tmp_path: Path) -> None:
     passed = 'exec env LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api "$@" 3<"$0"'
     words = (*GUESTNET, "exec", "mt0", "--", sys.executable, "-c", SHOW, "{fd}")
@@ -492,6 +520,13 @@ def test_exec_does_not_take_an_fd_that_the_program_was_to_have(two: Host) -> Non
         _, err = process.communicate(timeout=60)
     assert process.returncode == 5
     assert "fd 3 is open already" in err
+
+
+@pytest.mark.parametrize(("words", "flags"), [((), 0x5002), (("--no-vnet-header",), 0x1002)])
+def test_exec_leaves_the_header_out_where_it_is_told_to(words: tuple[str, ...], flags: int, two: Host) -> None:
+    done = two.guestnet("exec", "mt0", *words, "--", sys.executable, "-c", IDENTITY, ",fd={fd}", check=True)
+    name, mac, found = json.loads(done.out)
+    assert (name, mac, found & 0x5002) == ("mt0", MAC, flags)
 
 
 def test_exec_leaves_signals_as_a_program_expects_them(two: Host) -> None:

@@ -1,6 +1,7 @@
 """QEMUs on VLANs, served by vhost-net: the VLANs are made for them and go with the last of them."""
 
 import os
+import shlex
 import signal
 import subprocess
 from contextlib import ExitStack
@@ -15,12 +16,14 @@ from guestnet.plan.qemu import Vhost
 from guestnet.qemu import Options, hotplug, opened
 from guestnet.qemu.hotplug import How
 from guestnet.qemu.run import arguments
-from tests.qemu.conftest import GUESTNET, NETWORKS, Bare, Host
+from tests.qemu.conftest import GUESTNET, NETWORKS, Bare, Host, until
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel("8021q", "vhost_net", "macvtap", "veth")]
 
 MAC = "52:54:00:00:e5:01"
 OTHER = "52:54:00:00:e5:02"
+ONE = "52:54:00:00:e5:03"
+ASKED = "52:54:00:00:e5:04"
 
 
 def vlans(host: Host) -> set[str]:
@@ -41,28 +44,36 @@ def tag(host: Host, nic: str, vid: int) -> None:
 def test_a_guest_on_vlans_answers_through_vhost_and_leaves_none_of_them(
     host: Host, guest_image: Image, tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
+    """Four queues by run, one by fds that are passed on, one by a helper, two by attach."""
     tag(host, "nic0", 11)
     tag(host, "nic1", 12)
     guest = Bare.at(tmp_path, guest_image, cpus=4)
     words = ("qemu", "run", "--parent", "nic0.11", "--mac", MAC, "--queues", "4", "--vhost", "on")
-    run = host.start(*GUESTNET, *words, "--", *guest.words)
+    helper = f"tap,id=n0,vhost=on,helper={shlex.join([*GUESTNET, 'qemu', 'helper'])} --parent nic0.11"
+    asked = ("-netdev", helper, "-device", f"virtio-net-pci,netdev=n0,mac={ASKED}")
+    one = host.call(lambda: opened((Request(parent="nic0.11", mac=Mac(ONE)),), Options(vhost=Vhost.ON)))
+    own = (*guest.words, *one.nics[0].arguments, *asked)
+    run = host.start(*GUESTNET, *words, "--", *own, pass_fds=one.nics[0].pass_fds)
     processes.append(run)
+    one.close_fds()
     guest.booted(run)
-    guest.answers(MAC, "nic0", host, by="peer0.11")
-    (name,) = host.ours()
-    (qemu,) = host.holders(name)
-    assert kernel_queues(qemu) == 4
+    for number, mac in enumerate((MAC, ONE, ASKED)):
+        guest.answers(mac, "nic0", host, host=2 * number + 1, by="peer0.11")
+        guest.run(f"ip link set {guest.wait_nic(mac)} down")  # the next one speaks for itself
+    (qemu,) = host.holders(f"gn{MAC.replace(':', '')}")
+    assert kernel_queues(qemu) == 6
     requests = (Request(parent="nic1.12", mac=Mac(OTHER), queues=2),)
     how = Options(vhost=Vhost.AUTO)
     (nic,) = host.call(lambda: hotplug.attach(str(guest.qmp), requests, how, How())).nics
-    assert (nic.parent, kernel_queues(qemu)) == ("nic1.12", 6)
+    assert (nic.parent, kernel_queues(qemu)) == ("nic1.12", 8)
     guest.answers(OTHER, "nic1", host, by="peer1.12")
     assert vlans(host) == {"nic0.11", "nic1.12"}
     host.call(lambda: hotplug.detach(str(guest.qmp), (OTHER,), How()))
-    assert (vlans(host), kernel_queues(qemu)) == ({"nic0.11"}, 4)
+    assert (vlans(host), kernel_queues(qemu)) == ({"nic0.11"}, 6)
     os.kill(qemu, signal.SIGKILL)
     assert run.wait(60) == 128 + signal.SIGKILL
-    assert (vlans(host), host.ours()) == (set(), {})
+    host.call(one.close)
+    until(lambda: (vlans(host), host.ours()) == (set(), {}))
 
 
 def kernel_queues(pid: int) -> int:

@@ -5,7 +5,7 @@ import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -15,6 +15,8 @@ from guestnet import (
     Detached,
     ExitCode,
     GuestnetError,
+    ListedNic,
+    OpenNic,
     UsageError,
     attach,
     detach,
@@ -24,6 +26,8 @@ from guestnet import (
     set_nic,
 )
 from guestnet.cli import guests
+from guestnet.model import Counters, Mac
+from guestnet.plan import qemu
 from tests.unit.conftest import Guestnet
 
 PACKAGE = Path(package.__file__).parent
@@ -115,6 +119,40 @@ def test_the_mac_of_a_guest_that_is_not_there_is_that_of_the_xml(
     assert mac_of("web", parent, vlan=vlan) != mac_of("db", parent, vlan=vlan)
     with pytest.raises(UsageError):
         mac_of("", parent)
+
+
+KEPT: dict[type, dict[str, Any]] = {
+    Attached: {
+        "guest": str, "mac": str, "ifname": str, "parent": str, "mode": str, "model": str, "backend": str,
+        "live": bool, "config": bool, "pci": str, "carrier": bool | None, "steps": tuple[str, ...],
+        "notes": tuple[str, ...], "seconds": float, "dry_run": bool, "changed": bool,
+    },
+    Detached: {
+        "guest": str, "macs": tuple[str, ...], "steps": tuple[str, ...], "notes": tuple[str, ...], "seconds": float,
+        "dry_run": bool, "changed": bool,
+    },
+    ListedNic: {
+        "guest": str, "state": str, "interface": str, "parent": str, "vlan": int | None, "mode": str, "mac": str,
+        "model": str, "queues": int, "mtu": int | None, "backend": str, "multicast": str, "live": bool, "config": bool,
+        "link": str, "pci": str, "carrier": bool | None, "counters": Counters | None, "problems": tuple[str, ...],
+    },
+    Counters: dict.fromkeys(
+        ("rx_packets", "rx_bytes", "rx_dropped", "tx_packets", "tx_bytes", "tx_dropped"), int
+    ),
+    OpenNic: {
+        "fds": tuple[int, ...], "vhost_fds": tuple[int, ...], "pass_fds": tuple[int, ...], "mac": Mac, "ifname": str,
+        "arguments": tuple[str, ...], "plan": qemu.Nic,
+    },
+}  # fmt: skip
+"""What programs read of the answers. It stays, with these types; what is new is added here too."""
+
+
+@pytest.mark.parametrize("answer", KEPT, ids=lambda answer: answer.__name__)
+def test_the_fields_of_an_answer_stay_what_they_are(answer: Any) -> None:
+    getters = inspect.getmembers(answer, lambda member: isinstance(member, property))
+    asked = {name: get_type_hints(getter.fget)["return"] for name, getter in getters if not name.startswith("_")}
+    assert get_type_hints(answer) | asked == KEPT[answer]
+    assert answer.__dataclass_params__.frozen
 
 
 def test_an_answer_says_whether_anything_was_done() -> None:

@@ -119,7 +119,7 @@ def on_a_terminal(code: str, **environment: str) -> bytes:
         return shown.read(1 << 16)
 
 
-WAITING = "from guestnet import report\nwith report.progress(json_wanted=False) as show: show(2.0)"
+WAITING = "from guestnet import report\nwith report.progress('detaching') as waiting: waiting(2.0)"
 
 
 def test_there_is_no_colour_where_nobody_wants_it_or_nobody_sees_it() -> None:

@@ -386,6 +386,15 @@ def names_foreign_places(path: str, text: str) -> Iterator[str]:
                 yield f"{path}:{number}: names {found[0]}"
 
 
+def misnumbered(decisions: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Decisions count from 1 without a gap, and each has the same number in its name and its heading."""
+    for number, (path, text) in enumerate(sorted(decisions), 1):
+        if not Path(path).name.startswith(f"{number:04}-"):
+            yield f"{path}: would be number {number}"
+        if not text.startswith(f"# {number}. "):
+            yield f"{path}: its heading is not number {number}"
+
+
 HouseRule = Callable[[House], Iterator[str]]
 FileRule = Callable[[str, str], Iterator[str]]
 
@@ -469,6 +478,12 @@ def test_no_python_file_breaks_the_rule(rule: HouseRule, python: dict[str, str])
 def test_no_file_breaks_the_rule(rule: FileRule, files: dict[str, str]) -> None:
     assert "pyproject.toml" in files
     assert together(complaint for path, text in files.items() for complaint in rule(path, text)) == ""
+
+
+def test_the_decisions_are_numbered(files: dict[str, str]) -> None:
+    decisions = [(path, text) for path, text in files.items() if path.startswith("docs/decisions/")]
+    assert "docs/decisions/0001-own-rtnetlink.md" in dict(decisions)
+    assert together(misnumbered(decisions)) == ""
 
 
 SLOW_TO_IMPORT = {"asyncio", "libvirt", "lxml", "pyroute2", "rich"}
@@ -656,3 +671,11 @@ def test_a_line_that_names_no_foreign_place_is_left_in_peace(line: str) -> None:
 def test_a_file_is_too_long_from_the_first_line_over_the_limit() -> None:
     assert list(is_too_long("x", "\n" * LONGEST_FILE)) == []
     assert list(is_too_long("x", "\n" * (LONGEST_FILE + 1)))
+
+
+def test_a_decision_under_another_number_is_found() -> None:
+    right = [("0002-b.md", "# 2. B"), ("0001-a.md", "# 1. A")]
+    assert list(misnumbered(right)) == []
+    assert list(misnumbered([*right, ("0003-c.md", "# 4. C")]))
+    assert list(misnumbered([*right, ("0004-c.md", "# 4. C")]))
+    assert list(misnumbered([*right, ("0002-c.md", "# 2. C")]))
