@@ -35,22 +35,7 @@ def demo(name: str, say: Callable[[str], None], *, keep: bool = False) -> None:
     try:
         with _step("two hosts, a switch between them, a guest on each", say):
             lab.up(nodes=2, guests=1, progress=lambda text: say(f"    {text}"))
-        nodes = lab.nodes()
-        with Links() as links:
-            parent = VLAN if links.supports(Kind.VLAN) else PARENT
-        if parent is PARENT:
-            say("* this kernel has no 802.1Q VLANs: the guests go on the NIC itself")
-        for node in nodes:
-            guest = node.guests[0].name
-            _on_node(node, ("guestnet", "attach", guest, "--parent", parent, "--mode", "bridge"), say)
-        for node in nodes:
-            _give_addresses(node, say)
-        for node, other in (nodes, reversed(nodes)):
-            for address in ADDRESSES[other.name]:
-                _ping(node, address, say)
-        _on_node(nodes[0], ("guestnet", "list"), say)
-        if parent is VLAN:
-            _on_node(nodes[0], ("guestnet", "vlan", "list"), say)
+        show(lab.nodes(), say)
     except BaseException:
         lab.down()
         raise
@@ -61,6 +46,28 @@ def demo(name: str, say: Callable[[str], None], *, keep: bool = False) -> None:
         with _step("all of it taken down", say):
             lab.down()
     say(f"done in {time.monotonic() - begun:.1f} s")
+
+
+def show(nodes: tuple[Node, ...], say: Callable[[str], None]) -> None:
+    """Attach the first guest of each of two nodes that are up, and let the two reach each other.
+
+    Raises GuestnetError when a ping is not answered.
+    """
+    with Links() as links:
+        parent = VLAN if links.supports(Kind.VLAN) else PARENT
+    if parent is PARENT:
+        say("* this kernel has no 802.1Q VLANs: the guests go on the NIC itself")
+    for node in nodes:
+        guest = node.guests[0].name
+        _on_node(node, ("guestnet", "attach", guest, "--parent", parent, "--mode", "bridge"), say)
+    for node in nodes:
+        _give_addresses(node, say)
+    for node, other in (nodes, reversed(nodes)):
+        for address in ADDRESSES[other.name]:
+            _ping(node, address, say)
+    _on_node(nodes[0], ("guestnet", "list"), say)
+    if parent is VLAN:
+        _on_node(nodes[0], ("guestnet", "vlan", "list"), say)
 
 
 @contextmanager

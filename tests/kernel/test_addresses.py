@@ -253,9 +253,9 @@ def test_pings_to_more_targets_than_a_process_may_open_files(pair: tuple[Namespa
     one, other = pair
     one.ip("address add 192.0.2.1/16 dev nic0")
     other.ip("address add 192.0.2.2/16 dev nic0")
-    targets = [ip_address("192.0.3.0") + number for number in range(1500)] + [ip_address("192.0.2.2")]
+    targets = [ip_address("192.0.3.0") + number for number in range(400)] + [ip_address("192.0.2.2")]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
     try:
         source = ip_address("192.0.2.1")
         probes = {target: echo.Probe(source=source, target=target, namespace=one.fd) for target in targets}

@@ -167,7 +167,7 @@ def test_many_attaches_and_detaches_leave_fds_links_and_memory_level(shared_host
 
 
 def memory_of(pid: int) -> int:
-    """What a QEMU has in memory of its own, in KiB, but for the guest's code as it has translated it (proc(5), smaps)."""
+    """What a QEMU has in memory of its own, in KiB (proc(5), smaps); the code it translates for the guest is not."""
     text = Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8")
     mapped = re.findall(r"^[0-9a-f]+-[0-9a-f]+ ..(.)(?s:.*?)^Anonymous: +([0-9]+) kB", text, re.MULTILINE)
     return sum(int(size) for executable, size in mapped if executable != "x")
