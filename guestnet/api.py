@@ -21,6 +21,7 @@ from guestnet.model import (
     Multicast,
     Request,
     VlanProtocol,
+    one_of,
     vlan_id,
 )
 
@@ -232,9 +233,4 @@ _Word = TypeVar("_Word", bound=StrEnum)
 
 
 def _word(kind: type[_Word], text: str | None) -> _Word | None:
-    if text is None:
-        return None
-    try:
-        return kind(text.lower())
-    except ValueError:
-        raise UsageError(f"{text!r} is not possible here", hint=f"one of {', '.join(kind)}") from None
+    return None if text is None else one_of(kind, text)

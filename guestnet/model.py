@@ -3,12 +3,14 @@
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Self, TypeVar
 
 from guestnet.errors import UsageError
 
 GROUP = 1735292019
 """The link group that marks a link as made by guestnet from its first moment (IFLA_GROUP is taken at creation)."""
+
+_Word = TypeVar("_Word", bound=StrEnum)
 
 ALIAS_PREFIX = "guestnet:1:"
 """What the ifalias of a link of ours begins with; what follows says whose it is."""
@@ -195,6 +197,14 @@ class LinkState(StrEnum):
 
     UP = "up"
     DOWN = "down"
+
+
+def one_of(kind: type[_Word], text: str) -> _Word:
+    """The word of that kind, in capitals or not. Raises UsageError that lists them."""
+    try:
+        return kind(text.lower())
+    except ValueError:
+        raise UsageError(f"{text!r} is not possible here", hint=f"one of {', '.join(kind)}") from None
 
 
 def vlan_id(text: str | int) -> int:

@@ -18,6 +18,7 @@ from guestnet.model import (
     Multicast,
     Request,
     VlanProtocol,
+    one_of,
     vlan_id,
 )
 
@@ -28,10 +29,7 @@ def words(kind: Any) -> Any:
     """A parser for an enumeration whose error lists its words."""
 
     def parse(text: str) -> Any:
-        try:
-            return kind(text.lower())
-        except ValueError:
-            raise UsageError(f"{text!r} is not possible here", hint=f"one of {', '.join(kind)}") from None
+        return one_of(kind, text)
 
     parse.__name__ = "|".join(kind)
     return parse

@@ -13,7 +13,7 @@ from guestnet.kernel.link import Links
 from guestnet.kernel.tap import Tap
 from guestnet.kernel.vhost import Vhost as VhostFds
 from guestnet.machine import machine_id
-from guestnet.model import Link, LinkName, Mac, Mode, Multicast, Owner, Request, qemu_alias
+from guestnet.model import Link, LinkName, Mac, Mode, Multicast, Owner, Request, one_of, qemu_alias, vlan_id
 from guestnet.plan import qemu as plan
 from guestnet.plan.host import Host, made_for_guests
 from guestnet.plan.qemu import Vhost
@@ -133,10 +133,11 @@ def nic(
     another process has it open still. Raises GuestnetError; nothing is left then.
     """
     request = Request(
-        parent=parent, vlan=vlan, mac=None if mac is None else Mac(mac), mode=Mode.parse(mode), model=model,
-        ifname=None if ifname is None else LinkName(ifname), queues=queues, mtu=mtu, multicast=Multicast(multicast),
+        parent=parent, vlan=None if vlan is None else vlan_id(vlan), mac=None if mac is None else Mac(mac),
+        mode=Mode.parse(mode), model=model, ifname=None if ifname is None else LinkName(ifname), queues=queues,
+        mtu=mtu, multicast=one_of(Multicast, multicast),
     )  # fmt: skip
-    with opened((request,), Options(guest=guest, vhost=Vhost(vhost))) as made:
+    with opened((request,), Options(guest=guest, vhost=one_of(Vhost, vhost))) as made:
         yield made.nics[0]
 
 

@@ -56,6 +56,8 @@ def run(command: Sequence[str], requests: Sequence[Request], options: Options) -
             tell(made, options)
             # until the end: the signal that ends QEMU shall not end the cleaning up
             signal.pthread_sigmask(signal.SIG_BLOCK, (*_PASSED_ON, signal.SIGCHLD))
+            if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # the kernel would reap it and tell nobody
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             child = _spawn(program, command, made, before)
             made.close_fds()
             status = _wait_for(child)

@@ -134,6 +134,14 @@ def test_the_status_of_the_program_is_that_of_run(host: Host) -> None:
     assert host.ours() == {}
 
 
+def test_the_program_is_waited_for_where_the_caller_ignores_the_end_of_its_children(
+    host: Host, processes: list[subprocess.Popen[str]]
+) -> None:
+    processes.append(host.start("env", "--ignore-signal=CHLD", *GUESTNET, *RUN, "--", "sh", "-c", "exit 7"))
+    assert processes[0].wait(timeout=20) == 7
+    assert host.ours() == {}
+
+
 def test_the_program_gets_the_options_and_the_fds_and_no_other(host: Host) -> None:
     program = (sys.executable, "-c", SHOW, "its", "own")
     done = host.guestnet(*RUN, "--queues", "2", "--vhost", "off", "--", *program, check=True)

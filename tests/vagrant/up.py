@@ -69,7 +69,7 @@ def tried(lab: Lab, scratch: Path, file: Path) -> None:
         for line in done.stdout.splitlines():
             say(f"    {line}")
         must("the machine's own NIC has the address", done.returncode == 0 and ADDRESSES[0] in done.stdout)
-    vagrant.run("halt", "--force")  # without waiting for its services to end
+    vagrant.run("halt")
     must("a machine that is halted has no macvtap", not _macvtaps(here))
     # with triggers that do nothing: it is the hook that makes the link
     vagrant.run("up", seconds=UP_SECONDS, GUESTNET="true")
