@@ -14,14 +14,14 @@ from pathlib import Path
 
 from guestnet.errors import ConflictError, GuestnetError, UsageError
 from guestnet.kernel import tap
-from guestnet.kernel.handover import LastClose, was_taken
+from guestnet.kernel.handover import was_taken
 from guestnet.kernel.link import Links
 from guestnet.model import Mac, Mode, Owner, Request
 from guestnet.plan import qemu as plan
 from guestnet.plan.qemu import Vhost
 from guestnet.qemu import nics as making
+from guestnet.qemu import watching
 from guestnet.qemu.nics import Options
-from guestnet.watcher import start as start_watcher
 
 _UCRED = struct.Struct("=iII")
 _TAKEN_SECONDS = 5.0
@@ -43,7 +43,7 @@ def serve(request: Request, fd: int, bridge: str, words: Sequence[str], options:
             request = replace(request, mac=Mac(told) if told is not None else None)
             learn = told is None
         with making.opened((request,), named) as made:
-            _watch(made, options, learn=learn)
+            watching.watch(made, options.notice, learn=learn)
             try:
                 socket.send_fds(channel, [b"\0"], list(made.nics[0].fds))
             except OSError as error:
@@ -56,15 +56,6 @@ def serve(request: Request, fd: int, bridge: str, words: Sequence[str], options:
     if options.notice is not None:
         for text in made.notes:
             options.notice(text)
-
-
-def _watch(made: making.Opened, options: Options, *, learn: bool) -> None:
-    try:
-        with LastClose.of(*(f"/proc/self/fd/{fd}" for fd in made.nics[0].fds)) as last_close:
-            start_watcher(last_close, made.links[0], learn=learn)
-    except GuestnetError as error:
-        if options.notice is not None:
-            options.notice(f"{made.nics[0].ifname} will be left when QEMU ends, for `guestnet gc`: {error.message}")
 
 
 def _channel(fd: int) -> socket.socket:

@@ -12,19 +12,17 @@ from guestnet import apply
 from guestnet.errors import ConflictError, GuestnetError
 from guestnet.guest.qmp import Call, GoneError, Monitor, RefusedError
 from guestnet.kernel import tap
-from guestnet.kernel.handover import LastClose
 from guestnet.kernel.link import Links
 from guestnet.kernel.vhost import PATH as VHOST_NET
 from guestnet.model import QUEUES_MAX, Link, Owner, Request, qemu_alias
 from guestnet.plan import qemu as plan
 from guestnet.plan.host import Host
 from guestnet.plan.parent import resolve_parent
-from guestnet.qemu import inside
+from guestnet.qemu import inside, watching
 from guestnet.qemu import nics as making
 from guestnet.qemu.inside import Row, Seen
 from guestnet.qemu.nics import Opened, OpenNic, Options
 from guestnet.undo import Undo
-from guestnet.watcher import start as start_watcher
 
 _SPARE_FDS = 16  # that QEMU is left for what it opens besides
 
@@ -81,7 +79,7 @@ def attach(path: str, requests: Sequence[Request], options: Options, how: How, *
         with Undo() as undo:
             made = making.opened(missing, options)
             undo.push("links", made.close)
-            _watch(made, how)
+            watching.watch(made, how.notice)
             with ExitStack() as ours:
                 ours.callback(made.close_fds)
                 answers = [_plug(qemu, one, port, undo, how) for one, port in zip(made.nics, buses, strict=True)]
@@ -238,17 +236,6 @@ def _clear(
         for row in left_over
         if row.ifname not in staying
     )
-
-
-def _watch(made: Opened, how: How) -> None:
-    """See to it that the links go when QEMU ends, from before it has their taps: it may outlive us."""
-    for nic, link in zip(made.nics, made.links, strict=True):
-        try:
-            with LastClose.of(*(f"/proc/self/fd/{fd}" for fd in nic.fds)) as last_close:
-                start_watcher(last_close, link)
-        except GuestnetError as error:
-            if how.notice is not None:
-                how.notice(f"{link.name} will be left when QEMU ends, for `guestnet gc`: {error.message}")
 
 
 def _plug(qemu: Monitor, nic: OpenNic, bus: str, undo: Undo, how: How) -> list[Any]:

@@ -383,7 +383,7 @@ def test_who_hangs_up_gets_no_tap_and_no_link_is_left(host: Host, ask: Ask) -> N
     assert not host.ours()
 
 
-@pytest.mark.parametrize("moment", ["_watch", "socket.send_fds", "was_taken"])
+@pytest.mark.parametrize("moment", ["watching.watch", "socket.send_fds", "was_taken"])
 def test_a_helper_that_is_killed_leaves_nothing_that_the_next_call_does_not_take(
     moment: str, host: Host, ask: Ask
 ) -> None:
@@ -396,7 +396,7 @@ def test_a_helper_that_is_killed_leaves_nothing_that_the_next_call_does_not_take
     with ours, theirs:
         helper = ask("--mac", OWN, fd=theirs.fileno(), program=(sys.executable, "-c", code, "qemu", "helper"))
         assert helper.wait(30) == -signal.SIGKILL
-    if moment == "_watch":
+    if moment == "watching.watch":
         assert host.ours()
         host.guestnet("qemu", "run", "--parent", "nic1", "--", "true", check=True)
     until(lambda: not host.ours())
