@@ -4,6 +4,9 @@
 something is missing, the tests that miss it are run by a second pytest in the test machine, and what it reports is
 logged here, each test by itself, as it comes. `@pytest.mark.kernel_without("8021q")` is for the contrary: where the
 kernel has it, the test is run in the machine, which withholds the module meanwhile.
+
+A machine that dies or hangs is started once more, for the tests that it owes, and that is said: the processor that QEMU
+emulates does not always bear guests of its own.
 """
 
 import json
@@ -67,11 +70,15 @@ class Elsewhere:
         self._config = config
         self._ids = ids
         self._held = ExitStack()
+        self._items: list[pytest.Item] = []
         self._machine: Machine | None = None
+        self._again = False
+        """Whether this is the second machine."""
         self._over = ""
         """Why there is nothing more to come from the machine, once that is so."""
         self._lines = b""
         self._waiting: dict[str, deque[dict[str, Any]]] = {}
+        self._done: set[str] = set()
         self._output = {Stream.OUT: b"", Stream.ERR: b""}
         self._deadline = 0.0
 
@@ -92,7 +99,8 @@ class Elsewhere:
         self._held.close()
 
     def _start(self, items: list[pytest.Item]) -> None:
-        """Boot the machine; where it cannot be, ``_over`` says why."""
+        """Boot the machine for these tests; where it cannot be, ``_over`` says why."""
+        self._items = items
         try:
             image(self._say)  # no network in there: a lab finds its image in the cache
             self._machine = self._held.enter_context(
@@ -139,12 +147,13 @@ class Elsewhere:
 
     def _reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
         """The reports of one test as they come; a failed one where the machine has none."""
-        waiting = self._waiting.setdefault(item.nodeid, deque())
         heard = time.monotonic()
         while True:
+            waiting = self._waiting.setdefault(item.nodeid, deque())
             while waiting:
                 message = waiting.popleft()
                 if "end" in message:
+                    self._done.add(item.nodeid)
                     return
                 yield _report(self._config, message["report"])
             if self._over:
@@ -160,8 +169,7 @@ class Elsewhere:
         try:
             pieces = self._machine.read(max(0.0, limit - time.monotonic()))
         except MachineDiedError:
-            self._finish("the machine died")
-            return heard
+            return self._lose("the machine died", heard)
         for stream, data in pieces:
             if stream is Stream.REPORTS:
                 heard = time.monotonic()
@@ -175,8 +183,23 @@ class Elsewhere:
         elif time.monotonic() >= self._deadline:
             self._finish(f"the machine was ended after {option.machine_timeout:g} s")
         elif time.monotonic() >= heard + option.machine_silence:
-            self._finish(f"the machine was ended after {option.machine_silence:g} s without a report")
+            return self._lose(f"the machine was ended after {option.machine_silence:g} s without a report", heard)
         return heard
+
+    def _lose(self, why: str, heard: float) -> float:
+        """End the machine; the first one is followed by another that runs what is owed."""
+        self._finish(why)
+        if self._again:
+            return heard
+        owed = [item for item in self._items if not any("end" in one for one in self._waiting.get(item.nodeid, ()))]
+        owed = [item for item in owed if item.nodeid not in self._done]
+        self._say(f"it is started once more, for {len(owed)} tests; {self._over}")
+        self._again, self._over, self._lines = True, "", b""
+        for item in owed:
+            self._waiting.pop(item.nodeid, None)
+        self._output = dict.fromkeys(self._output, b"")
+        self._start(owed)
+        return time.monotonic()
 
     def _take(self, data: bytes) -> None:
         *lines, self._lines = (self._lines + data).split(b"\n")

@@ -121,7 +121,9 @@ def once():
     yield
     print("taken down once")
 
-def test_passes(once): pass
+here = []
+
+def test_passes(once): here.append(1)
 
 def test_fails(once):
     print("said on stdout")
@@ -141,6 +143,10 @@ def test_leaves(): subprocess.run("ip link add gntest0 type dummy".split(), chec
 
 @pytest.mark.kernel("no_such_thing")
 def test_a_missing_thing(): pass
+
+def test_kills_the_first():
+    if here:
+        with open("/proc/sysrq-trigger", "w") as file: file.write("c")
 
 def test_kills(once):
     with open("/proc/sysrq-trigger", "w") as file: file.write("c")
@@ -183,7 +189,8 @@ def test_tests_run_where_the_kernel_has_what_they_name(tmp_path: Path) -> None:
         "test_anything": "passed", "test_passes": "passed", "test_fails": "failure", "test_known": "skipped",
         "test_skips": "skipped", "test_words[a b]": "passed", "test_words[x::y[z]]": "passed",
         "test_words[n\\nl]": "passed", "test_leaves": "error", "test_a_missing_thing": "error",
-        "test_kills": "failure", "test_after": "failure", "test_after_that": "failure",
+        "test_kills_the_first": "passed", "test_kills": "failure", "test_after": "failure",
+        "test_after_that": "failure",
     }, said  # fmt: skip
     assert list(found)[:2] == ["test_what_is_here", "test_anything"]  # the machine's come after those of here
     for expected in ("assert number == 42", "E       assert 54 == 42", "said on stdout", "said on stderr"):
@@ -193,6 +200,7 @@ def test_tests_run_where_the_kernel_has_what_they_name(tmp_path: Path) -> None:
     assert "the test machine's kernel has no no_such_thing either" in found["test_a_missing_thing"][1]
     assert "the machine died" in found["test_kills"][1]
     assert "Kernel panic - not syncing: sysrq triggered crash" in found["test_kills"][1]
+    assert "test machine: it is started once more, for 4 tests; the machine died" in said
     for after in ("test_after", "test_after_that"):
         assert found[after][1].endswith(": the machine died, as the first of these failures shows")
     assert [name for name, (_, text) in found.items() if "made once" in text] == ["test_passes"]
