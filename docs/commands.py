@@ -87,7 +87,8 @@ def _overview(root: Any, context: Any, children: Iterable[tuple[Any, Any]]) -> I
     for child, within in children:
         yield from _item(f"[{within.command_path}]({_page(within)}.md)", _first(child))
     yield from _parameters(root, "##")
-    yield from ("Every command takes `--help`.", "")
+    yield "Every command takes `--help`, or `-h`; `lab exec` only the former: there `-h` may be the command's own."
+    yield ""
     yield from ("## Environment", "")
     for name, text in ENVIRONMENT.items():
         yield from _item(f"`{name}`", text)

@@ -56,8 +56,17 @@ def _contents(_app: Any, name: str, text: list[str]) -> None:
             text[0] += "\n".join(lines)
 
 
+def _words_alone(app: Any, tree: Any, _name: str) -> None:
+    """A man page has no address that another could show: a link to it is its words."""
+    if app.builder.name == "man":
+        for link in [node for node in tree.findall() if node.tagname == "reference"]:
+            if not link.get("refuri"):
+                link.replace_self(link.children)
+
+
 def setup(app: Any) -> dict[str, bool]:
     """What Sphinx calls first."""
     app.connect("source-read", _outside)
     app.connect("source-read", _contents)
+    app.connect("doctree-resolved", _words_alone)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

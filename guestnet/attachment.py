@@ -84,7 +84,7 @@ def attach(
     The same call again takes no steps. On any failure links, device nodes and both XMLs are as they were.
     """
     begun = time.monotonic()
-    kept = templates.interfaces(own_templates)
+    kept, own = templates.interfaces(own_templates), frozenset(own_templates or ())
     with at_work(guest, options) as work:
         others = _macs(work.others())
         hook = work.doors.hook = _Hook(work)
@@ -93,7 +93,7 @@ def attach(
             if any(request.mode is Mode.PASSTHRU for request in requests):
                 now = replace(now, host=work.with_other_uses(now.host))
             now = replace(now, other_macs=others, hook=hook.ready, no_hook=hook.missing_at)
-            return attaching.attach(requests, now, live=options.live, config=options.config, templates=kept)
+            return attaching.attach(requests, now, live=options.live, config=options.config, templates=kept, own=own)
 
         made, shown = work.carry_out(plan_now, lambda made: [nic.mac for nic in made.nics])
         new_hook = any(isinstance(step, plan.InstallHook) for step in made.steps)
@@ -138,7 +138,7 @@ def detach(guest: str, names: tuple[str, ...], options: Options, *, everything: 
         if not options.dry_run:
             steps = _take(made, now, work)
             shown = tuple(_taken(nic, made) for nic in shown)
-    return _outcome(guest, made, steps, shown, options, begun)
+    return _outcome(guest, made, steps, shown, options, begun, notes=made.notes)
 
 
 def _with_planned(planned: Iterable[Attachment], there: tuple[Nic, ...]) -> tuple[Nic, ...]:

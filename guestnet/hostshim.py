@@ -10,7 +10,7 @@ from guestnet import templates, units
 from guestnet.apply import topology as effects
 from guestnet.errors import MEDDLED, GuestnetError, NotFoundError, NotPermittedError
 from guestnet.inet import Assigned
-from guestnet.kernel import lock, sysctl
+from guestnet.kernel import files, lock, sysctl
 from guestnet.kernel.place import Places
 from guestnet.machine import machine_id
 from guestnet.model import Kind, Link
@@ -18,7 +18,7 @@ from guestnet.plan import shim as plan
 from guestnet.plan.host import Host
 from guestnet.plan.steps import DeleteLink
 from guestnet.plan.topology import HERE, Contents, Step, Within
-from guestnet.plan.unit import DeleteUnit, WriteUnit
+from guestnet.plan.unit import DeleteUnit, WriteUnit, command_line
 from guestnet.topology import vlans
 from guestnet.topology.observe import wait_addresses
 from guestnet.undo import Undo
@@ -96,9 +96,18 @@ def add(wanted: plan.Wanted, options: Options) -> Outcome:
         rows = tuple(row for row in _rows(places) if row.name == made.name)
     return Outcome(
         name=made.name, rows=rows, steps=(*made.steps, *written), unit=_unit(written, options),
-        notes=(*made.notes, *(units.notes() if options.persist else ())), seconds=time.monotonic() - begun,
-        dry_run=options.dry_run,
+        notes=(*made.notes, *(units.notes() if options.persist else _left_out(made, unit))),
+        seconds=time.monotonic() - begun, dry_run=options.dry_run,
     )  # fmt: skip
+
+
+def _left_out(made: plan.Plan, unit: WriteUnit) -> tuple[str, ...]:
+    """What the unit that an earlier ``--persist`` wrote does not bring back at boot, for a person."""
+    if not units.at_boot(unit.name):
+        return ()
+    there = files.content(units.DIRECTORY / unit.name) or b""
+    new = [str(one) for one in (*made.addresses, *made.routes) if command_line([str(one)]).encode() not in there]
+    return (f"at boot {made.name} is made without {', '.join(new)}: --persist writes that too",) if new else ()
 
 
 def rows() -> tuple[Row, ...]:

@@ -10,6 +10,7 @@ from guestnet.kernel.link import Links
 from guestnet.model import Backend, Counters, Guest, Link, Multicast, Owner
 from guestnet.plan.host import Host
 from guestnet.plan.parent import parent_link, parent_on_record, stands_on
+from guestnet.plan.repair import rename_back, renamed
 from guestnet.plan.situation import Nic, lost_records, nics, unmatched_records
 
 
@@ -104,7 +105,8 @@ def _rows_of(guest: Guest, view: _View) -> list[tuple[Row, Link | None]]:
         link = host.find(record.ifname) if record.ifname else None
         row = _row(
             guest=guest.name, state=guest.state, interface=record.ifname, parent=record.parent, mode=record.mode,
-            mac=record.mac, problems=("on record, but its <interface> is gone from the XML",), link_of=link, host=host,
+            mac=record.mac, link_of=link, host=host,
+            problems=(f"on record, but its <interface> is gone from the XML: guestnet repair {guest.name} forgets it",),
             lower=parent_link(record.parent, record.outer, host) if link is None else None,
         )  # fmt: skip
         found.append((row, link))
@@ -115,13 +117,20 @@ def _nic_row(nic: Nic, guest: Guest, view: _View, unmatched: tuple[str, ...]) ->
     record, shown, host = nic.record, nic.interface, view.host
     ifname = nic.live.target if nic.live is not None else record.ifname
     link = host.find(ifname) if ifname else None
+    moved = renamed(nic, guest, host, view.held)
+    problems = (
+        _problems(nic, guest, link, view)
+        if moved is None
+        else (f"{ifname} is called {moved.name} now: {rename_back(moved, ifname)}",)
+    )
+    link = moved or link
     row = _row(
         guest=guest.name, state=guest.state, interface=ifname, parent=record.parent, mode=record.mode, mac=record.mac,
         model=shown.model, queues=shown.queues, backend=record.backend,
         multicast=record.multicast if record.backend is Backend.MACVTAP else "",
         live=nic.live is not None, config=nic.config is not None, link=shown.link,
         pci=nic.live.address if nic.live is not None else "",
-        problems=(*_problems(nic, guest, link, view), *(unmatched if nic.recorded else ())),
+        problems=(*problems, *(f"{one}: guestnet repair {guest.name}" for one in unmatched if nic.recorded)),
         link_of=link, host=host, lower=parent_link(record.parent, record.outer, host) if link is None else None,
     )  # fmt: skip
     return row, link
@@ -164,7 +173,11 @@ def _problems(nic: Nic, guest: Guest, link: Link | None, view: _View) -> tuple[s
         if not nic.recorded:
             found.append(f"its record is gone from the metadata: {repair}")
         if link.guest_uuid != guest.uuid:
-            found.append(f"{link.name} does not carry this guest's mark")
+            copied = f"guestnet detach {guest.name} {record.mac}, then attach again"
+            found.append(
+                f"{link.name} does not carry this guest's mark"
+                + (f" but that of {link.guest_name}: {copied}" if link.guest_name not in ("", guest.name) else "")
+            )
         if record.multicast is Multicast.ALL and not link.allmulti:
             found.append(f"{link.name} filters multicast: IPv6 does not work")
         if record.mtu is not None and link.mtu != record.mtu:
@@ -177,7 +190,7 @@ def _orphan(link: Link, guest: Guest | None, host: Host) -> Row:
         name, problem = link.guest_name, "its guest is gone"
         problem += ": guestnet gc deletes it"
     else:
-        name, problem = guest.name, "no <interface> of its guest names it"
+        name, problem = guest.name, f"no <interface> of its guest names it: guestnet repair {guest.name} deletes it"
     return _row(
         guest=name, state=guest.state if guest is not None else "gone", interface=link.name, mode=link.mode or "",
         mac=link.mac, problems=(problem,), link_of=link, host=host,

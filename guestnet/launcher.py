@@ -106,11 +106,17 @@ def status(directory: Path = DIRECTORY) -> Status:
     )  # fmt: skip
 
 
+def python() -> str:
+    """The Python that runs now, by one name however it was called: an environment has several for it."""
+    own = os.path.join(sys.prefix, "bin", "python")
+    return own if sys.prefix != sys.base_prefix and os.access(own, os.X_OK) else sys.executable
+
+
 def running() -> tuple[Path, ...]:
     """What root runs with the Python that runs now: it, its environment, where packages come from, and guestnet."""
     import sysconfig
 
-    return Path(sys.executable), Path(sys.prefix), Path(sysconfig.get_path("purelib")), Path(guestnet.__file__)
+    return Path(python()), Path(sys.prefix), Path(sysconfig.get_path("purelib")), Path(guestnet.__file__)
 
 
 def exposed(*files: Path) -> str:
@@ -321,25 +327,25 @@ def _executables(directory: Path) -> Iterator[Path]:
 
 
 def _wanted() -> bytes:
-    python = sys.executable
-    if not os.path.isabs(python) or "'" in python or not python.isprintable():
-        raise UsageError(f"the hook cannot name the Python {python!r}", hint="install guestnet into another one")
+    name = python()
+    if not os.path.isabs(name) or "'" in name or not name.isprintable():
+        raise UsageError(f"the hook cannot name the Python {name!r}", hint="install guestnet into another one")
     text = templates.read("hook/launcher").replace(b"@REFUSED@", str(HOOK_REFUSED).encode())
-    return sealed(text.replace(b"@PYTHON@", os.fsencode(python)))
+    return sealed(text.replace(b"@PYTHON@", os.fsencode(name)))
 
 
 def _check_python() -> None:
     """Raise GuestnetError unless the Python that runs now finds this guestnet without help of the environment."""
     code = "import guestnet.hook; print(guestnet.__version__, guestnet.__file__)"
-    words = [sys.executable, "-I", "-c", code]
+    words = [python(), "-I", "-c", code]
     null = subprocess.DEVNULL
     try:
         done = subprocess.run(words, stdin=null, capture_output=True, text=True, cwd="/", timeout=_IMPORTS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise GuestnetError(f"libvirt could not call {sys.executable}: {error}") from error
+        raise GuestnetError(f"libvirt could not call {words[0]}: {error}") from error
     if done.stdout.strip() != f"{guestnet.__version__} {guestnet.__file__}":
         raise GuestnetError(
-            f"{sys.executable} does not find this guestnet by itself, so libvirt could not call it",
+            f"{words[0]} does not find this guestnet by itself, so libvirt could not call it",
             hint="install guestnet into that Python: pip install",
         )
 

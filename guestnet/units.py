@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from guestnet.plan.unit import DeleteUnit, WriteUnit
 from guestnet.undo import Undo
 
 DIRECTORY = Path("/etc/systemd/system")
-ME = (sys.executable, "-I", "-m", "guestnet")
+ME = (launcher.python(), "-I", "-m", "guestnet")
 """The words by which a unit calls this guestnet."""
 
 _WANTS = "multi-user.target.wants"

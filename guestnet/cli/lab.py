@@ -104,13 +104,17 @@ def status(name: Name = "lab", json: options.Json = False) -> None:
     report.table(("NODE", "STATE", "LIBVIRTD", "LINK", "ADDRESSES", "GUEST"), rows)
 
 
-@lab_app.command("exec", context_settings={"ignore_unknown_options": True})
+# here -h may be the command's own, as in `df -h`
+@lab_app.command("exec", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 def run(
     where: Annotated[str, typer.Argument(metavar="NODE|GUEST", help="n1, or n1g1 for inside that guest.")],
     command: Annotated[list[str], typer.Argument(metavar="CMD...", help="The command and its words, after `--`.")],
     name: Name = "lab",
 ) -> None:
-    """Run a command on a node, or inside a guest."""
+    """Run a command on a node, or inside a guest.
+
+    Inside a guest it reads no input, its output comes when it has ended, and after 30 seconds it is killed.
+    """
     import shlex
     import sys
 
@@ -143,7 +147,8 @@ def down(
     if everything and not known:
         report.note("there is no lab")
     elif not everything and name not in known:
-        report.note(f"there is no lab {name}")
+        up = f" (up: {', '.join(known)})" if known else ""
+        report.note(f"there is no lab {name}{up}")
 
 
 @lab_app.command()

@@ -79,6 +79,11 @@ def rate(text: str) -> Any:
     return (Bandwidth.parse(text),)
 
 
+def _mode(text: str) -> Mode:
+    """A mode of what a guest has, or of a macvtap."""
+    return Mode.parse(text, of_guest=True)
+
+
 def for_each(values: list[Any] | None, parents: list[str], option: str) -> list[Any]:
     """The values of an option that is given once for each --parent, or Nones. Raises UsageError for another count."""
     if not values:
@@ -150,10 +155,10 @@ ParentsOption = Annotated[
 ]
 ModeOption = Annotated[
     Mode | None,
-    typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa, private or passthru.  [bridge]"),
+    typer.Option("--mode", metavar="MODE", parser=_mode, help="bridge, vepa, private or passthru.  [bridge]"),
 ]
 ModeChange = Annotated[
-    Mode | None, typer.Option("--mode", metavar="MODE", parser=Mode.parse, help="bridge, vepa or private.")
+    Mode | None, typer.Option("--mode", metavar="MODE", parser=_mode, help="bridge, vepa or private.")
 ]
 MacOption = Annotated[Mac | None, typer.Option("--mac", metavar="MAC", parser=Mac, help="The Ethernet address.")]
 MacsOption = Annotated[

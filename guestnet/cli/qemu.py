@@ -13,6 +13,10 @@ from guestnet.errors import UsageError
 from guestnet.model import LinkName, Request
 from guestnet.plan.qemu import Vhost
 
+# what click calls its UsageError, by the one way to it that Typer publishes
+_ClickUsageError: Any = typer.BadParameter.__bases__[0]
+_AS_IN = "{} … -- qemu-system-x86_64 …"
+
 
 def _group(about: str) -> typer.Typer:
     return typer.Typer(
@@ -26,7 +30,14 @@ class _BeforeCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         at = args.index("--") if "--" in args else len(args)
         ctx.meta["command"] = tuple(args[at + 1 :])
-        return super().parse_args(ctx, args[:at])
+        try:
+            return super().parse_args(ctx, args[:at])
+        except _ClickUsageError as error:
+            # a word or an option too many is the program's, where nothing says where its words begin
+            if at < len(args) or type(error).__name__ not in ("NoSuchOption", "UsageError"):
+                raise
+            hint = f"put `--` before the command: {_AS_IN.format(ctx.command_path)}"
+            raise UsageError(error.format_message(), hint=hint) from None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
@@ -305,7 +316,7 @@ def execute(
 def _command(ctx: typer.Context) -> tuple[str, ...]:
     command: tuple[str, ...] = ctx.meta["command"]
     if not command or not command[0]:
-        raise UsageError("say which program, after --", hint=f"{ctx.command_path} … -- qemu-system-x86_64 …")
+        raise UsageError("say which program, after --", hint=_AS_IN.format(ctx.command_path))
     return command
 
 

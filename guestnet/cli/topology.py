@@ -1,5 +1,6 @@
 """guestnet topology: plan, up, status, down, graph, list."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from guestnet import report
 from guestnet.cli import graph as pictures
 from guestnet.cli import options
-from guestnet.errors import ExitCode, UsageError
+from guestnet.errors import ExitCode, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +25,10 @@ File = Annotated[
     str, typer.Argument(metavar="FILE|NAME", help="A YAML file, or one that came with guestnet.", show_default=False)
 ]
 NodeOption = Annotated[
-    str | None, typer.Option("--node", metavar="NODE", help="Which of its nodes this host is.  [the host's name]")
+    str | None,
+    typer.Option(
+        "--node", metavar="NODE", help="Which of its nodes this host is.  [the one with its name, or the only one]"
+    ),
 ]
 
 
@@ -85,6 +89,20 @@ def up(
     _up(file, node, parent, connect, timeout, persist=persist, dry_run=dry_run, hook=not no_hook, json=json)
 
 
+def _read(file: str) -> Any:
+    """The topology of that file, or the one that came with guestnet under that name. What is up here by its name came
+    from a file, and only that says what belongs to it: the error names the file."""
+    from guestnet.topology import document, state
+
+    if document.is_file(file) or file in document.shipped() or file not in state.names():
+        return document.find(file)
+    known = state.read(file)
+    raise NotFoundError(
+        f"{file} is up here, but only its file says what belongs to it",
+        hint=f"name the file: {known.source}" if known is not None and known.source else "name the file it came from",
+    )
+
+
 def _up(
     file: str,
     node: str | None,
@@ -99,11 +117,12 @@ def _up(
 ) -> None:
     from guestnet.topology import deploy, document
 
-    topology = document.find(file)
+    topology = _read(file)
+    source = str(Path(file).absolute()) if document.is_file(file) else file
     with report.progress(f"bringing {topology.name} up", json_wanted=json) as waiting:
         how = _options(node, parent, connect, timeout=timeout, dry_run=dry_run, waiting=waiting)
         how.hook, how.persist = hook, persist
-        outcome = deploy.up(topology, how, source=file)
+        outcome = deploy.up(topology, how, source=source)
     _show(outcome, json=json)
 
 
@@ -123,7 +142,7 @@ def status(
     With --check the endpoints here ping all others: an answer counts with the TTL that its way by the file gives it.
     """
     from guestnet.topology import check as checking
-    from guestnet.topology import deploy, document, observe
+    from guestnet.topology import deploy, observe
 
     if file is None:
         names = observe.running()
@@ -132,7 +151,7 @@ def status(
         else:
             report.table(("TOPOLOGY",), [(name,) for name in names]) if names else report.line("no topology is up here")
         return
-    topology = document.find(file)
+    topology = _read(file)
     with report.progress(f"looking at {topology.name}", json_wanted=json):
         outcome = deploy.status(topology, _options(node, parent, connect))
     answers: tuple[Answer, ...] = ()
@@ -196,11 +215,10 @@ def graph(
 ) -> None:
     """Draw it, with the pairs that do not reach each other: by the file, or with --check by pings from this node."""
     from guestnet import graph as drawing
-    from guestnet.topology import document
 
     how = _options(node, parent, connect) if check else None
     with report.progress("looking at what is here, with pings" if check else "drawing"):
-        picture = drawing.of_file(document.find(file), how, path=path)
+        picture = drawing.of_file(_read(file), how, path=path)
     pictures.show(picture, form, output)
 
 

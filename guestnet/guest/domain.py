@@ -61,6 +61,8 @@ _DENIED = (
 )
 _BUSY = (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_RESOURCE_BUSY)
 _TICK = 250  # milliseconds between two looks at the live XML while an unplug is waited for
+_ASK_AGAIN = 2.0  # seconds until the guest is asked again; libvirt has waited for five before
+_AGAIN = "Then run the same detach again"
 
 
 def check_uri(uri: str) -> None:
@@ -266,15 +268,9 @@ class Domain:
         ticks: list[int] = []
         timer = libvirt.virEventAddTimeout(_TICK, _tick, ticks)
         try:
-            try:
-                self._domain.detachDeviceAlias(alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-            except libvirt.libvirtError as error:
-                if not self._live_alias(mac):
-                    return  # an earlier request was answered just now
-                # one that stands already is refused, and is what is waited for
-                if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_ERR_INTERNAL_ERROR):
-                    with _refusals(f"{self.name}: unplugging the NIC {mac}"):
-                        raise
+            if not self._ask_back(alias, mac):
+                return  # an earlier request was answered just now
+            asked = time.monotonic()
             while not outcome:
                 if ticks and not self._live_alias(mac):
                     break
@@ -284,11 +280,22 @@ class Domain:
                     raise TimedOutError(
                         f"{self.name} did not let go of the NIC {mac} within {timeout:g} s",
                         hint="the NIC and its link are still there, and so is the configuration; the request stands: "
-                        "when the guest answers or is stopped the NIC goes. Then run the same detach again",
+                        f"when the guest answers or is stopped the NIC goes. {_AGAIN}",
                     )
                 if waiting is not None:
                     waiting(spent)
+                # a guest that was about to boot has forgotten the request; libvirt takes up to five seconds for it
+                if time.monotonic() - asked > _ASK_AGAIN and spent + 5 < timeout:
+                    if not self._ask_back(alias, mac):
+                        break
+                    asked = time.monotonic()
                 libvirt.virEventRunDefaultImpl()
+        except BaseException as error:
+            if not isinstance(error, Exception):  # a signal
+                error.add_note(
+                    f"but {self.name} was asked to let go of the NIC {mac}: when it answers the NIC goes. {_AGAIN}"
+                )
+            raise
         finally:
             libvirt.virEventRemoveTimeout(timer)
             for number in ids:
@@ -298,6 +305,19 @@ class Domain:
                 f"{self.name} refused to let go of the NIC {mac}",
                 hint="its driver holds it; look at the guest's own kernel log",
             )
+
+    def _ask_back(self, alias: str, mac: str) -> bool:
+        """Ask the guest to let go of a NIC; False where it is gone."""
+        try:
+            self._domain.detachDeviceAlias(alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            if not self._live_alias(mac):
+                return False
+            # a request that stands already is refused, and is what is waited for
+            if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_ERR_INTERNAL_ERROR):
+                with _refusals(f"{self.name}: unplugging the NIC {mac}"):
+                    raise
+        return True
 
     def _live_alias(self, mac: str) -> str:
         with _refusals(self.name):

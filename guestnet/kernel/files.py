@@ -26,8 +26,13 @@ def content(path: Path, most: int = -1) -> bytes | None:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             return b""
         raise GuestnetError(f"{path} cannot be read: {error.strerror}") from error
-    with open(fd, "rb") as file:
-        return file.read(most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return b""
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(fd)
 
 
 def replace(path: Path, content: bytes, mode: int, *, place: Path | None = None) -> None:

@@ -1,5 +1,6 @@
 """The plan of an attach."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from guestnet.errors import ConflictError, GuestnetError, UsageError
@@ -58,11 +59,17 @@ class Attaching:
 
 
 def attach(
-    requests: tuple[Request, ...], now: Situation, *, live: bool, config: bool, templates: dict[Backend, bytes]
+    requests: tuple[Request, ...],
+    now: Situation,
+    *,
+    live: bool,
+    config: bool,
+    templates: dict[Backend, bytes],
+    own: Collection[Backend] = (),
 ) -> Attaching:
     """The plan that gives a guest these NICs; no steps where it has them all.
 
-    Raises what any of the checks raises; nothing has changed then.
+    ``own`` says which of the templates are the user's. Raises what any of the checks raises; nothing has changed then.
     """
     live, config = scope(now.guest, live=live, config=config)
     existing = nics(now.guest, now.host)
@@ -89,6 +96,11 @@ def attach(
             missing_live, missing_config = live and old.live is None, config and old.config is None
             if not old.recorded and attachment.backend is Backend.MACVTAP:
                 forgotten.append((attachment, live, config))
+            notes += _kept_notes(request, old, now.guest.name)
+            if own and not (missing_live or missing_config):
+                if attachment.backend in own:
+                    xml.build_interface(attachment, templates[attachment.backend])  # it has to be one all the same
+                notes.append(f"the template is for a new NIC: {attachment.mac} is there, and stays as it is")
         else:
             attachment = _new(request, parent, ordinal, now)
             missing_live, missing_config = live, config
@@ -165,7 +177,11 @@ def _kept(request: Request, old: Nic, parent: Parent, guest: str, *, here: bool)
         asked, has = getattr(request, name), getattr(kept, name)
         if asked is not None and asked != has:
             settable = name in ("mtu", "link", "inbound", "outbound") or {asked, has} <= LIVE_MODES
-            first = f"guestnet set {guest} {record.mac} --{name} {asked}" if settable else detach
+            if record.backend is Backend.DIRECT and (name == "mtu" or (name == "mode" and old.live is not None)):
+                settable = False  # libvirt changes neither
+            first = (
+                f"guestnet set {guest} {record.mac} --{name} {asked}" if settable else f"{detach}, then attach again"
+            )
             second = "" if asked is Mode.PASSTHRU else f", or give --mac for a second NIC on {record.parent}"
             raise ConflictError(
                 f"{guest} has a NIC on {record.parent} already, {record.mac}, whose {_WORDS.get(name, name)} is "
@@ -173,6 +189,15 @@ def _kept(request: Request, old: Nic, parent: Parent, guest: str, *, here: bool)
                 hint=first + second,
             )
     return kept
+
+
+def _kept_notes(request: Request, old: Nic, guest: str) -> list[str]:
+    """What a person should be told of a NIC that is there: one that libvirt made is none of ours."""
+    record = old.record
+    if old.recorded or record.backend is not Backend.DIRECT or request.backend is Backend.DIRECT:
+        return []
+    instead = f"guestnet detach {guest} {record.mac}, then attach again"
+    return [f"{record.mac} is libvirt's own (type='direct'), in mode {record.mode}; for one of guestnet's: {instead}"]
 
 
 def _new(request: Request, parent: Parent, ordinal: int, now: Situation) -> Attachment:
@@ -281,7 +306,7 @@ def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[LinkStep, .
         if running is not None:
             raise ConflictError(
                 f"the macvtap {nic.ifname} of the running guest {now.guest.name} is gone, its NIC is dead",
-                hint=f"guestnet detach {now.guest.name} {nic.mac}, then attach it again",
+                hint=f"guestnet repair {now.guest.name}",
             )
         check_parent(parent, now.host, mode=nic.mode)
         return (*make_parent(parent), *make_link(new, quiet=True))
@@ -292,14 +317,17 @@ def _links(nic: Attachment, parent: Parent, now: Situation) -> tuple[LinkStep, .
             hint=f"ip link set {nic.ifname} address {nic.mac}",
         )
     if not is_of_guest(there, now.guest, nic.mac) or there.kind != "macvtap" or there.mac != nic.mac:
+        copied = there.guest_uuid and any(old.mac == nic.mac for old in nics(now.guest, now.host))
+        again = f"guestnet detach {now.guest.name} {nic.mac}, then attach again"
         raise ConflictError(
-            f"the interface name {nic.ifname} is taken by {describe(there, now.host)}",
-            hint="choose another with --ifname",
+            f"the interface name {nic.ifname} is taken by {describe(there, now.host)}"
+            + (f" of the guest {there.guest_name}" if copied else ""),
+            hint=again if copied else "choose another with --ifname",
         )
     if lower is None or lower != parent.link:
         raise ConflictError(
             f"{nic.ifname} is {describe(there, now.host)}, not on {nic.parent}",
-            hint=f"guestnet detach {now.guest.name} {nic.mac}, then attach it again",
+            hint=f"guestnet detach {now.guest.name} {nic.mac}, then attach again",
         )
     return mend_link(there, new, parent, now.host)
 

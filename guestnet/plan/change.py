@@ -56,7 +56,7 @@ def change(name: str, wanted: Change, now: Situation, *, live: bool, config: boo
     if live and link is None and nic.record.backend is Backend.MACVTAP:
         raise ConflictError(
             f"the macvtap {nic.record.ifname} of the running guest {guest.name} is gone, its NIC is dead",
-            hint=f"guestnet detach {guest.name} {nic.mac}, then attach it again",
+            hint=f"guestnet repair {guest.name}",
         )
     if link is not None:
         _check_ours(link, nic, now)

@@ -15,10 +15,11 @@ from guestnet.plan.steps import DeleteLink, Step, Unplug, UnplugConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detaching:
-    """The plan of one detach: the NICs that go, and the steps."""
+    """The plan of one detach: the NICs that go, the steps, and what a person should be told."""
 
     nics: tuple[xml.Record, ...]
     steps: tuple[Step, ...]
+    notes: tuple[str, ...]
     live: bool
     config: bool
 
@@ -62,7 +63,13 @@ def detach(names: tuple[str, ...], now: Situation, *, everything: bool, live: bo
     )
     records = (*(nic.record for nic in chosen), *forgotten)
     steps += delete_links(unused_links(records, guest, left, now.host))
-    return Detaching(nics=records, steps=tuple(steps), live=live, config=config)
+    notes = tuple(
+        f"{nic.interface.target or nic.mac} stays, it is libvirt's own (type='direct'): guestnet detach {guest.name} "
+        f"{nic.mac}"
+        for nic in existing
+        if everything and nic not in chosen
+    )
+    return Detaching(nics=records, steps=tuple(steps), notes=notes, live=live, config=config)
 
 
 def _scope(guest: Guest, *, live: bool, config: bool) -> tuple[bool, bool]:

@@ -370,15 +370,15 @@ def check_guest_mode(mode: Mode | None) -> None:
         )
 
 
-def check_mac(mac: Mac, parent: Parent, host: Host) -> None:
+def check_mac(mac: Mac, parent: Parent, host: Host, *, hint: str = "give another with --mac") -> None:
     """Raise ConflictError if the parent or a link on it has that MAC: the kernel would say so only at link-up."""
     if parent.base.mac == mac:
-        raise ConflictError(f"{mac} is the MAC of {parent.base.name} itself", hint="give another with --mac")
+        raise ConflictError(f"{mac} is the MAC of {parent.base.name} itself", hint=hint)
     if parent.link is None:
         return
     for link in host.above(parent.base):
         if link.mac == mac and link.mode is not None:
-            raise ConflictError(f"{mac} is the MAC of {link.name} on {parent.name}", hint="give another with --mac")
+            raise ConflictError(f"{mac} is the MAC of {link.name} on {parent.name}", hint=hint)
 
 
 def check_mtu(mtu: int | None, parent: Parent) -> None:

@@ -34,6 +34,8 @@ from guestnet.plan.parent import (
 from guestnet.plan.situation import Nic, Situation, lost_records, nics, stray_links
 from guestnet.plan.steps import AllowMulticast, LinkStep, Mark, Plug, SetMac, SetMode, SetMtu, Step, Unplug
 
+_OTHER_MAC = "give that one another MAC, or delete it"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -125,6 +127,12 @@ def mend(nic: Nic, guest: Guest, host: Host, evidence: Evidence) -> Mending:
     parent = parent_on_record(record.parent, record.outer, host)
     link = host.find(nic.live.target if nic.live is not None else record.ifname)
     dead = nic.live is not None and (link is None or link.index not in evidence.held)
+    moved = renamed(nic, guest, host, evidence.held)
+    if moved is not None:
+        raise ConflictError(
+            f"{record.ifname}, the NIC {nic.mac} of {guest.name}, is called {moved.name} now",
+            hint=rename_back(moved, record.ifname),
+        )
     if direct:
         if dead:
             check_parent(parent, host, mode=record.mode)
@@ -162,10 +170,28 @@ def _check_ours(link: Link, guest: Guest, host: Host, evidence: Evidence) -> Non
     if link.kind == Kind.MACVTAP and ours and other not in evidence.uuids:
         return
     whose = f" of the guest {link.guest_name}" if other else ""
+    copied = f"guestnet detach {guest.name} {link.name}, then attach again" if other in evidence.uuids else ""
     raise ConflictError(
         f"{link.name} is {describe(link, host)}{whose}, and not the NIC of {guest.name}",
-        hint=f"delete or rename that one, then repair {guest.name} again",
+        hint=copied or f"delete or rename that one, then repair {guest.name} again",
     )
+
+
+def renamed(nic: Nic, guest: Guest, host: Host, held: Collection[int] | None) -> Link | None:
+    """The macvtap of a NIC that runs, where somebody gave it another name: its mark, its MAC, and a process holds it.
+
+    ``held`` are the ifindexes of those that a process holds, None where that is not known.
+    """
+    ifname = nic.record.ifname
+    if nic.live is None or not ifname or host.find(ifname) is not None:
+        return None
+    mine = (link for link in host.links if link.kind == Kind.MACVTAP and link.guest_uuid == guest.uuid)
+    return next((link for link in mine if link.mac == nic.mac and (held is None or link.index in held)), None)
+
+
+def rename_back(link: Link, name: str) -> str:
+    """The commands that do it."""
+    return f"ip link set {link.name} down; ip link set {link.name} name {name}; ip link set {name} up"
 
 
 def _can_be_mended(link: Link, new: NewLink, parent: Parent) -> bool:
@@ -181,7 +207,7 @@ def _make(new: NewLink, old: Link | None, parent: Parent, host: Host) -> tuple[L
     check_mtu(new.mtu, parent)
     assert new.mac is not None
     if new.mode is not Mode.PASSTHRU:
-        check_mac(new.mac, parent, rest)
+        check_mac(new.mac, parent, rest, hint=_OTHER_MAC)
     elif new.mac != parent.base.mac:
         raise ConflictError(
             f"in mode passthru the NIC has the MAC of {parent.name}, which is {parent.base.mac} and not {new.mac}",
@@ -198,7 +224,7 @@ def mend_link(link: Link, new: NewLink, parent: Parent, host: Host) -> tuple[Lin
     """
     steps: list[LinkStep] = list(make_parent(parent))
     if new.mac is not None and link.mac != new.mac:
-        check_mac(new.mac, parent, host)
+        check_mac(new.mac, parent, host, hint=_OTHER_MAC)
         steps.append(SetMac(name=link.name, mac=new.mac))
     if new.mode is not None and link.mode is not new.mode:
         steps.append(SetMode(name=link.name, mode=new.mode))

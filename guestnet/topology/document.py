@@ -159,6 +159,8 @@ def find(name: str) -> Topology:
     """
     if is_file(name):
         return parse(_read(Path(name)), name)
+    if name == "-":
+        raise UsageError("a topology is read from a file, not from stdin", hint="write it into a file: FILE.yaml")
     names = shipped()
     if name not in names:
         near = get_close_matches(name, names, n=2, cutoff=0.5)

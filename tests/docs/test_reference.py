@@ -87,5 +87,7 @@ def test_the_man_pages_are_made_without_a_warning(tmp_path: Path) -> None:
     assert subprocess.run(words, capture_output=True, text=True, check=True).stderr == ""
     assert "SECONDS" not in (tmp_path / "guestnet.1").read_text(), "another page is in it"
     for path in made:
+        text = path.read_text()
         # what apropos(1) and whatis(1) read
-        assert re.search(rf"^\.SH NAME\n{path.stem} \\- \S.*[^.]\n\.SH SYNOPSIS$", path.read_text(), re.MULTILINE)
+        assert re.search(rf"^\.SH NAME\n{path.stem} \\- \S.*[^.]\n\.SH SYNOPSIS$", text, re.MULTILINE)
+        assert "<>" not in text, f"{path.name} shows the address of a link that has none"

@@ -1,6 +1,7 @@
 """guestnet detach: the guest lets go first, then everything of the NIC is gone."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from subprocess import PIPE
 
@@ -52,6 +53,30 @@ def test_a_guest_that_does_not_answer_keeps_its_nic_whole(n1: Host) -> None:
             assert "did not let go" in done.err
             assert "the request stands" in done.err
             assert n1.state() == before
+    finally:
+        n1.virsh("resume", "n1g1")
+    n1.json("detach", "n1g1", nic["mac"])
+    assert nic["ifname"] not in n1.links()
+
+
+def test_a_guest_that_was_asked_while_it_booted_is_asked_again(n1: Host) -> None:
+    nic = n1.json("attach", "n1g1", "--parent", "nic0")["nics"][0]
+    n1.virsh("destroy", "n1g1")
+    n1.virsh("start", "n1g1")
+    n1.json("detach", "n1g1", nic["mac"], "--timeout", "60")
+    assert nic["ifname"] not in n1.links()
+    n1.guest("n1g1").wait_ready()
+    n1.guest("n1g1").wait_no_nic(nic["mac"], timeout=1)
+
+
+def test_who_ends_a_detach_hears_that_the_guest_was_asked(n1: Host) -> None:
+    nic = n1.json("attach", "n1g1", "--parent", "nic0")["nics"][0]
+    n1.virsh("suspend", "n1g1")
+    try:
+        words = ("timeout", "--signal=INT", "2", sys.executable, "-m", "guestnet", "detach", "n1g1", nic["mac"])
+        done = n1.node.run(words)
+        assert "n1g1 was asked to let go of the NIC" in done.stderr, done
+        assert "Then run the same detach again" in done.stderr
     finally:
         n1.virsh("resume", "n1g1")
     n1.json("detach", "n1g1", nic["mac"])

@@ -292,7 +292,7 @@ def status(host: Host) -> dict[str, Any]:
 
 def test_install_is_told_by_status_and_is_nothing_the_second_time(n1: Host) -> None:
     now = status(n1)
-    assert (now["path"], now["state"], now["ready"], now["python"]) == (LAUNCHER, "current", True, sys.executable)
+    assert (now["path"], now["state"], now["ready"], now["python"]) == (LAUNCHER, "current", True, launcher.python())
     assert (now["libvirt"], now["directories"], now["others"]) == (now["libvirt"], True, [])
     assert re.fullmatch(r"\d+\.\d+\.\d+", now["libvirt"])
     assert now["daemons"] == [{"pid": n1.node.libvirtd_pid(), "program": "libvirtd", "told": True}]

@@ -1,5 +1,6 @@
 """guestnet list and show tell what is there, and what is out of line."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -96,9 +97,37 @@ def test_a_link_that_no_nic_names_is_told_and_detached(n1: Host) -> None:
     n1.virsh("detach-interface", "n1g1", "ethernet", "--mac", nic["mac"], "--live", "--config")
     n1.guest("n1g1").wait_no_nic(nic["mac"])
     problems = [problem for row in n1.json("list", "n1g1") for problem in row["problems"]]
-    assert problems == ["no <interface> of its guest names it"]
+    assert problems == ["no <interface> of its guest names it: guestnet repair n1g1 deletes it"]
     n1.guestnet("detach", "n1g1", nic["ifname"], check=True)
     assert nic["ifname"] not in n1.links()
+
+
+def test_the_nic_of_a_copied_guest_is_told_and_made_its_own_by_detach_and_attach(
+    n1: Host, bare_domain: Callable[..., str]
+) -> None:
+    name = bare_domain(start=False)
+    nic = n1.json("attach", "n1g1", "--parent", "nic0")["nics"][0]
+    own = n1.config(name)
+    uuid = n1.virsh("domuuid", name).strip()
+    copy = re.sub("<uuid>.*</uuid>", f"<uuid>{uuid}</uuid>", n1.config("n1g1")).replace("<name>n1g1<", f"<name>{name}<")
+    n1.virsh("define", "/dev/stdin", input=copy)
+    way = f"guestnet detach {name} {nic['mac']}, then attach again"
+    try:
+        said = n1.json("show", name)[0]["problems"]
+        assert f"{nic['ifname']} does not carry this guest's mark but that of n1g1: {way}" in said
+        for verb in (("attach", name, "--parent", "nic0"), ("repair", name)):
+            done = n1.guestnet(*verb)
+            assert (done.code, "of the guest n1g1" in done.err, f"guestnet detach {name}" in done.err) == (
+                5,
+                True,
+                True,
+            )
+        n1.guestnet("detach", name, nic["mac"], check=True)
+        assert n1.json("attach", name, "--parent", "nic0")["nics"][0]["mac"] != nic["mac"]
+        assert [row["problems"] for row in n1.json("list")] == [[], []]
+        n1.guestnet("detach", name, "--all", check=True)
+    finally:
+        n1.virsh("define", "/dev/stdin", input=own)
 
 
 def test_damaged_metadata_is_told_and_breaks_no_list(n1: Host, bare_domain: Callable[..., str]) -> None:

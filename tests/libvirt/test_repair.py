@@ -90,6 +90,24 @@ def test_a_nic_whose_macvtap_was_deleted_answers_again(n1: Host) -> None:
     assert (row["pci"], row["queues"], row["mtu"], row["live"], row["config"]) == (nic["pci"], 2, 1400, True, True)
 
 
+def test_a_link_that_somebody_renamed_is_told_with_the_way_back(n1: Host) -> None:
+    nic = attached(n1)
+    guest = n1.guest("n1g1")
+    address(guest, nic["mac"], "198.51.100.94/24")
+    n1.run("ip", "link", "set", nic["ifname"], "down")
+    n1.run("ip", "link", "set", nic["ifname"], "name", "foo0")
+    n1.run("ip", "link", "set", "foo0", "up")
+    [said] = problems(n1)
+    done = n1.guestnet("repair", "n1g1")
+    assert (done.code, f"{nic['ifname']}, the NIC {nic['mac']} of n1g1, is called foo0 now" in done.err) == (5, True)
+    what, _, back = said.partition(": ")
+    assert what == f"{nic['ifname']} is called foo0 now"
+    assert f"hint: {back}" in done.err
+    n1.run("sh", "-c", back)
+    assert verbs(n1) == []
+    assert ping(guest, "198.51.100.2")
+
+
 def test_a_link_that_somebody_made_anew_under_the_guest_is_plugged_in_again(n1: Host) -> None:
     """The name, the MAC and the mark are right, but the guest's QEMU holds the one that is gone."""
     nic = attached(n1)
@@ -119,8 +137,11 @@ def test_a_nic_of_libvirts_own_that_is_on_record_is_mended_too(n1: Host) -> None
     forget(n1, "n1g1")
     n1.run("ip", "link", "delete", n1.json("list", "n1g1")[0]["interface"])
     assert n1.json("repair", "n1g1")["steps"] == []  # not on record: libvirt's own
-    n1.virsh("detach-interface", "n1g1", "direct", "--mac", nic["mac"], "--live", "--config")
-    n1.guest("n1g1").wait_no_nic(nic["mac"])
+    for verb in (("attach", "n1g1", "--parent", "nic0"), ("detach", "n1g1", "--all")):
+        done = n1.json(*verb)
+        assert (done["steps"], len(done["notes"])) == ([], 1)
+        assert f"guestnet detach n1g1 {nic['mac']}" in done["notes"][0]
+    n1.guestnet("detach", "n1g1", nic["mac"], check=True)
 
 
 def test_the_missing_link_of_a_stopped_guest_is_made(n1: Host, bare_domain: Callable[..., str]) -> None:
@@ -233,7 +254,7 @@ def test_a_record_whose_interface_virsh_took_is_dropped_and_its_link_goes(n1: Ho
 def test_a_record_whose_interface_is_gone_from_one_place_is_dropped_there(n1: Host) -> None:
     nic = attached(n1)
     n1.virsh("detach-interface", "n1g1", "ethernet", "--mac", nic["mac"], "--config")
-    assert problems(n1) == ["on record, but its <interface> is gone from the configuration"]
+    assert problems(n1) == ["on record, but its <interface> is gone from the configuration: guestnet repair n1g1"]
     assert verbs(n1) == ["write"]
     assert nic["mac"] not in n1.config("n1g1")
     assert f'mac="{nic["mac"]}"' in n1.live("n1g1")
@@ -263,7 +284,7 @@ def test_a_guest_that_does_not_let_go_of_its_dead_nic_keeps_it_and_is_mended_lat
         n1.virsh("resume", "n1g1")
     n1.guest("n1g1").wait_no_nic(nic["mac"])  # the guest answers the request that stands
     until(lambda: not n1.json("list", "n1g1")[0]["live"])
-    assert "on record, but its <interface> is gone from what runs" in problems(n1)
+    assert "on record, but its <interface> is gone from what runs: guestnet repair n1g1" in problems(n1)
     assert verbs(n1) == ["make", "check", "mark", "keep", "let", "bring", "write"]
     attached(n1)
     assert problems(n1) == []

@@ -66,12 +66,18 @@ def test_host_and_guest_reach_each_other_by_it_and_by_nothing_else(n1: Host) -> 
         n1.run("ip", "address", "delete", "203.0.113.8/24", "dev", "nic0")
 
 
-def test_another_address_or_route_is_added_to_it(n1: Host) -> None:
-    n1.json(*ADD)
-    steps = n1.json("host", "add", "nic0", "--address", "203.0.113.10/32", "--route", "203.0.113.128/25")["steps"]
-    assert steps == [
+def test_another_address_or_route_is_added_to_it_and_what_its_unit_has_not_is_said(n1: Host) -> None:
+    n1.json(*ADD, "--persist")
+    assert n1.json(*ADD)["notes"] == []
+    more = ("host", "add", "nic0", "--address", "203.0.113.10/32", "--route", "203.0.113.128/25")
+    added = n1.json(*more)
+    assert added["steps"] == [
         "give shim-nic0 the address 203.0.113.10/32", "add the route 203.0.113.128/25 dev shim-nic0"
     ]  # fmt: skip
+    left_out = ["at boot shim-nic0 is made without 203.0.113.10/32, 203.0.113.128/25: --persist writes that too"]
+    assert added["notes"] == n1.json(*ADD)["notes"] == left_out
+    assert [step.split()[0] for step in n1.json(*more, "--persist")["steps"]] == ["write"]
+    assert n1.json(*ADD)["notes"] == []
     [row] = n1.json("host", "list")
     assert set(row["addresses"]) == {"203.0.113.9/32", "203.0.113.10/32"}
     assert set(row["routes"]) == {"203.0.113.1/32", "203.0.113.128/25"}

@@ -76,7 +76,7 @@ def test_the_words_are_those_of_the_command_line(
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ({"mode": "brigde"}, "bridge, vepa"),
+        ({"mode": "brigde"}, "did you mean bridge"),
         ({"mac": "52:54"}, "six bytes"),
         ({"mac": "01:00:5e:00:00:01"}, "second hex digit"),
         ({"vlan": 4095}, "1 to 4094"),

@@ -14,6 +14,7 @@ from guestnet import __version__, attachment, cli, inventory, report, templates
 from guestnet.errors import ExitCode, GuestnetError
 from guestnet.model import Mac
 from guestnet.plan.steps import Plug, SetUp, Step
+from guestnet.topology import state
 from tests.unit.conftest import Guestnet
 
 REPO = Path(__file__).resolve().parents[2]
@@ -150,6 +151,15 @@ def test_there_is_no_colour_where_nobody_wants_it_or_nobody_sees_it() -> None:
         (("--nosuch",), "No such option", "guestnet --help"),
         (("attach", "vm1", "--parnt", "ens3"), "No such option", "guestnet attach --help"),
         (("attach", "vm1"), "Missing option '--parent'", "guestnet attach --help"),
+        (("attach", "vm1", "ens3"), "Missing option '--parent'", "did you mean --parent ens3?"),
+        (("attach", "vm1", "--parent", "ens3", "--mode", "brige"), "'brige' is not a mode", "did you mean bridge?"),
+        (("attach", "vm1", "--parent", "ens3", "--mode", "sorce"), "'sorce' is not a mode", "private, passthru"),
+        (("macvlan", "add", "m0", "--parent", "ens3", "--mode", "sorce"), "'sorce' is not a mode", "source?"),
+        (("exec", "tap0", "ls", "-l", "/"), "No such option: -l", "put `--` before the command: guestnet exec … -- "),
+        (("qemu", "run", "--parent", "ens3", "kvm"), "unexpected extra argument(s) (kvm)", "put `--` before"),
+        (("exec", "tap0", "-l", "--", "ls"), "No such option: -l", "guestnet exec --help"),
+        (("qemu", "run", "kvm"), "Missing option '--parent'", "guestnet qemu run --help"),
+        (("topology", "plan", "-"), "read from a file, not from stdin", "FILE.yaml"),
         (("attach",), "Missing", "guestnet attach --help"),
         (("xml", "intrface"), "No such command", "guestnet xml --help"),
         (("xml", "interface", "vm1", "--parent"), "requires an argument", "guestnet --help"),
@@ -329,9 +339,39 @@ def test_a_domain_with_parents_says_what_makes_its_macvtaps(guestnet: Guestnet) 
 
 
 @pytest.mark.root
-def test_taking_down_a_lab_that_is_not_there_says_so() -> None:
-    done = run("lab", "down", "--name", "nope")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "there is no lab nope\n")
+def test_taking_down_a_lab_that_is_not_there_says_so_and_which_are(
+    guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("guestnet.lab.lab.STATE_DIRECTORY", tmp_path / "labs")
+    assert guestnet("lab", "down", "--name", "nope").text == "there is no lab nope\n"
+    (tmp_path / "labs/trial").mkdir(parents=True)
+    assert guestnet("lab", "down", "--name", "nope").text == "there is no lab nope (up: trial)\n"
+
+
+def test_a_topology_that_is_up_under_a_name_is_said_to_need_its_file(
+    guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(state, "directory", lambda: tmp_path)
+    state.write(state.State(name="mine", source="/srv/mine.yaml"))
+    for word in ("status", "plan", "graph"):
+        answer = guestnet("topology", word, "mine")
+        first, last = answer.err.splitlines()
+        assert first == "guestnet: mine is up here, but only its file says what belongs to it"
+        assert (answer.status, last) == (ExitCode.NOT_FOUND, "hint: name the file: /srv/mine.yaml")
+    assert "no topology other came with guestnet" in guestnet("topology", "status", "other").err
+
+
+@pytest.mark.parametrize("words", [(), ("attach",), ("qemu", "run")], ids=" ".join)
+def test_the_help_has_a_short_name(words: tuple[str, ...], guestnet: Guestnet) -> None:
+    short = guestnet(*words, "-h")
+    assert (short.status, short.out) == (0, guestnet(*words, "--help").out)
+    assert "  -h, --help  " in short.out
+
+
+@pytest.mark.root
+def test_a_command_in_a_lab_has_its_own_h() -> None:
+    done = run("lab", "exec", "--name", "nope", "n1", "df", "-h")
+    assert (done.returncode, done.stdout) == (ExitCode.NOT_FOUND, ""), done.stderr
 
 
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -423,6 +423,22 @@ def test_what_others_may_change_is_found_in_the_file_or_above_it(tmp_path: Path)
     assert launcher.exposed(tmp_path / "loop") == ""
 
 
+def test_the_hook_is_the_same_by_whatever_name_its_python_was_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "python3"):
+        (tmp_path / "bin" / name).symlink_to("/usr/bin/python3")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    found = set()
+    for name in ("python", "python3"):
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / name))
+        found.add(launcher.python())
+    assert found == {str(tmp_path / "bin/python")}
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert launcher.python() == sys.executable  # a system may have no `python`, or another one
+
+
 # The map of parents
 
 

@@ -37,7 +37,9 @@ class Planner:
         kept = templates.interfaces(own_templates)
         return self._planned(
             guest,
-            attaching.attach(requests, self.now, live=options.live, config=options.config, templates=kept),
+            attaching.attach(
+                requests, self.now, live=options.live, config=options.config, templates=kept, own=own_templates or ()
+            ),
         )
 
     def detach(
@@ -78,6 +80,7 @@ class Planner:
 @pytest.mark.parametrize("path", golden.cases("plan"), ids=golden.title)
 def test_the_plan_is_the_one_written_down(path: Path, guestnet: Guestnet, monkeypatch: pytest.MonkeyPatch) -> None:
     head, _ = golden.split(path.read_text())
+    monkeypatch.chdir(golden.DIRECTORY / "xml")  # where templates/ is
 
     def answer(words: list[str]) -> str:
         planner = Planner(head)

@@ -142,6 +142,24 @@ def test_a_link_that_no_interface_names_stays_while_it_is_held() -> None:
     ]
 
 
+def test_a_renamed_link_is_named_back_while_the_guest_holds_it_and_is_a_leftover_when_nobody_does() -> None:
+    lines = f"""
+        link ens3
+        link foo0 on=ens3 mode=bridge mac={NIC} of=vm1
+        guest vm1 running
+        nic {NIC}
+        """
+    first, second = planned(lines, held=["foo0"]).failures
+    assert first.message == f"gn525400000001, the NIC {NIC} of vm1, is called foo0 now"
+    assert first.hint == "ip link set foo0 down; ip link set foo0 name gn525400000001; ip link set gn525400000001 up"
+    assert second.message.startswith("foo0 is held open by a process")
+    made = planned(lines)
+    assert [str(step) for step in made.steps] == ["delete foo0"]
+    assert [(failure.message, failure.hint) for failure in made.failures] == [
+        (f"{NIC} is the MAC of foo0 on ens3", "give that one another MAC, or delete it")
+    ]
+
+
 def test_damaged_metadata_is_not_guessed_at() -> None:
     with pytest.raises(ConflictError, match="damaged"):
         planned("link ens3\nguest vm1 stopped\nrecord mac=x")

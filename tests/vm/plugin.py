@@ -26,7 +26,7 @@ from tests.vm import features
 from tests.vm.machine import REPO, Machine, MachineDiedError, Stream, prepare
 
 TIMEOUT = 900.0
-SILENCE = 240.0
+SILENCE = 150.0
 _OUTPUT_BYTES = 16_384
 
 
