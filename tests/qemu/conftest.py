@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from guestnet.errors import NotFoundError
 from guestnet.kernel import netns, tap
 from guestnet.kernel.link import Links
 from guestnet.lab.guest import Guest
@@ -62,7 +63,11 @@ class Bare(Guest):
             return listens(self.port)
 
         until(is_there, timeout=BOOT_SECONDS)
-        self.wait_ready(timeout=BOOT_SECONDS)
+        try:
+            self.wait_ready(timeout=BOOT_SECONDS)
+        except NotFoundError:  # it has ended
+            assert process is None, process.communicate(timeout=BOOT_SECONDS)
+            raise
 
     def answers(self, mac: str, nic: str, far: "Host", *, host: int = 1, mtu: int | None = None, by: str = "") -> None:
         """Give the guest's NIC of that MAC an address on the cable ``nic``, and let the far end ping it, ``by`` a link
