@@ -4,13 +4,13 @@ Words mean what the options of the same name mean. Names and meanings here are k
 keyword or field. libvirt and the rest are loaded by the first call.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from guestnet.errors import UsageError
+from guestnet.machine import libvirt_uri
 from guestnet.model import (
     Backend,
     Bandwidth,
@@ -124,7 +124,7 @@ def attach(
         outbound=None if outbound is None else Bandwidth.parse(outbound),
     )  # fmt: skip
     how = attachment.Options(
-        uri=_uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, notice=notice, hook=hook
+        uri=libvirt_uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, notice=notice, hook=hook
     )
     return _attached(attachment.attach(guest, (request,), how))
 
@@ -156,7 +156,7 @@ def set_nic(
         inbound=None if inbound is None else (Bandwidth.parse(inbound),),
         outbound=None if outbound is None else (Bandwidth.parse(outbound),),
     )  # fmt: skip
-    how = attachment.Options(uri=_uri(connect), live=live, config=config, dry_run=dry_run, notice=notice)
+    how = attachment.Options(uri=libvirt_uri(connect), live=live, config=config, dry_run=dry_run, notice=notice)
     return _attached(attachment.change(guest, nic, wanted, how))
 
 
@@ -182,7 +182,7 @@ def detach(
     from guestnet import attachment
 
     how = attachment.Options(
-        uri=_uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, notice=notice
+        uri=libvirt_uri(connect), live=live, config=config, dry_run=dry_run, timeout=timeout, notice=notice
     )
     done = attachment.detach(guest, nics, how, everything=everything)
     return Detached(
@@ -198,7 +198,7 @@ def list_nics(guest: str | None = None, *, connect: str | None = None) -> tuple[
     """
     from guestnet import inventory
 
-    return inventory.rows(_uri(connect), guest)
+    return inventory.rows(libvirt_uri(connect), guest)
 
 
 def mac_of(guest: str, parent: str, *, vlan: int | None = None) -> str:
@@ -223,10 +223,6 @@ def _attached(done: "attachment.Outcome") -> Attached:
         model=nic.model, backend=str(nic.backend), live=nic.live, config=nic.config, pci=nic.pci, carrier=nic.carrier,
         steps=tuple(map(str, done.steps)), notes=done.notes, seconds=done.seconds, dry_run=done.dry_run,
     )  # fmt: skip
-
-
-def _uri(connect: str | None) -> str:
-    return connect or os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"
 
 
 _Word = TypeVar("_Word", bound=StrEnum)

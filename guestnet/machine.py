@@ -1,5 +1,6 @@
 """This machine, told from others."""
 
+import os
 from pathlib import Path
 
 ID = Path("/etc/machine-id")
@@ -11,3 +12,8 @@ def machine_id() -> str:
         return ID.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
+
+
+def libvirt_uri(connect: str | None) -> str:
+    """Where this machine's libvirt is asked: as given, else LIBVIRT_DEFAULT_URI, else the system's."""
+    return connect or os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"

@@ -1,13 +1,13 @@
 """Options and arguments that mean the same in every command."""
 
 import math
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from guestnet.errors import UsageError
+from guestnet.machine import libvirt_uri
 from guestnet.model import (
     Backend,
     Bandwidth,
@@ -116,9 +116,7 @@ def requests(
     )
 
 
-def uri(connect: str | None) -> str:
-    """The libvirt URI: as given, else LIBVIRT_DEFAULT_URI, else the system's."""
-    return connect or os.environ.get("LIBVIRT_DEFAULT_URI") or "qemu:///system"
+uri = libvirt_uri
 
 
 Guest = Annotated[str, typer.Argument(help="The libvirt domain.", metavar="GUEST", show_default=False)]

@@ -1,6 +1,5 @@
 """guestnet topology: plan, up, status, down, graph, list."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -118,11 +117,10 @@ def _up(
     from guestnet.topology import deploy, document
 
     topology = _read(file)
-    source = str(Path(file).absolute()) if document.is_file(file) else file
     with report.progress(f"bringing {topology.name} up", json_wanted=json) as waiting:
         how = _options(node, parent, connect, timeout=timeout, dry_run=dry_run, waiting=waiting)
         how.hook, how.persist = hook, persist
-        outcome = deploy.up(topology, how, source=source)
+        outcome = deploy.up(topology, how, source=document.from_anywhere(file))
     _show(outcome, json=json)
 
 

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from guestnet.errors import GuestnetError, UsageError
@@ -100,7 +99,7 @@ def _guests(topology: Topology) -> Iterator[Endpoint]:
 def _words(file: str, node: str, parents: Mapping[str, str] | None) -> list[str]:
     """What a node is told: the file by a path that it finds it by, whatever directory its commands run in, or a shipped
     one by its name; which node it is; and the links that stand in."""
-    words = [str(Path(file).absolute()) if document.is_file(file) else file, "--node", node]
+    words = [document.from_anywhere(file), "--node", node]
     return words + [word for name, link in (parents or {}).items() for word in ("--parent", f"{name}={link}")]
 
 

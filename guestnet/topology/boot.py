@@ -26,8 +26,7 @@ def unit(
     It takes nothing down when it is stopped: guests would lose NICs of their configuration at each shutdown.
     """
     cards = dict.fromkeys(card(parent.base, host).name for parent in parents(node, host, stand_ins).values())
-    file = str(Path(source).absolute()) if document.is_file(source) else source
-    start = [*units.ME, "topology", "up", file, "--node", node.name]
+    start = [*units.ME, "topology", "up", document.from_anywhere(source), "--node", node.name]
     start += [word for name, link in stand_ins.items() for word in ("--parent", f"{name}={link}")]
     words = {
         "NAME": topology.name, "DEVICES": " ".join(map(device_unit, cards)),

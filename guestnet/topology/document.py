@@ -176,6 +176,11 @@ def is_file(name: str) -> bool:
     return "/" in name or name.endswith(SUFFIXES)
 
 
+def from_anywhere(name: str) -> str:
+    """The word by which another directory's process finds the same: of a file its absolute path."""
+    return str(Path(name).absolute()) if is_file(name) else name
+
+
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:

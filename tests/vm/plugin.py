@@ -153,7 +153,6 @@ class Elsewhere:
             while waiting:
                 message = waiting.popleft()
                 if "end" in message:
-                    self._done.add(item.nodeid)
                     return
                 yield _report(self._config, message["report"])
             if self._over:
@@ -191,8 +190,7 @@ class Elsewhere:
         self._finish(why)
         if self._again:
             return heard
-        owed = [item for item in self._items if not any("end" in one for one in self._waiting.get(item.nodeid, ()))]
-        owed = [item for item in owed if item.nodeid not in self._done]
+        owed = [item for item in self._items if item.nodeid not in self._done]
         self._say(f"it is started once more, for {len(owed)} tests; {self._over}")
         self._again, self._over, self._lines = True, "", b""
         for item in owed:
@@ -209,6 +207,8 @@ class Elsewhere:
                 self._output[Stream.ERR] += f"{message['error']}\n".encode()
             else:
                 self._waiting.setdefault(message["test"], deque()).append(message)
+                if "end" in message:
+                    self._done.add(message["test"])
 
     def _finish(self, why: str) -> None:
         """End the machine and keep what it said last."""
